@@ -1,0 +1,1 @@
+"""The data plane: an agent that follows a control plane, and workers that carry the traffic."""

@@ -1,0 +1,207 @@
+"""One request's life in the data plane, as typed values rather than a bag."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+
+from data_plane.messages import BufferedBody, Request, Response
+
+if TYPE_CHECKING:
+    from data_plane.router import Match
+    from gateway_schema.entities import Consumer, KeyAuthCredential, Route, Service
+
+MAX_DEPTH = 5
+"""How many calls to ourselves may stand inside one another."""
+
+
+class Upstream(Protocol):
+    """Whatever can answer a request: a service, a group of models, a test double."""
+
+    async def send(self, exchange: Exchange) -> Response: ...
+
+
+@dataclass(slots=True)
+class LlmCall:
+    """One attempt at a model, as the analytics event tells it (`proto/analytics.proto`, LlmCall). Times in seconds."""
+
+    plugin_id: str = ""
+    provider: str = ""
+    request_model: str = ""
+    response_model: str = ""
+    model_alias: str = ""
+    stream: bool = False
+    status: int = 0
+    error_kind: str = ""
+    role: str = "selected"
+    duration: float = 0.0
+    ttft: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    token_source: str = "none"
+    cost_nano_usd: int | None = None
+    finish_reason: str = ""
+
+
+@dataclass(slots=True)
+class Marks:
+    """Moments of an exchange on the monotonic clock, in seconds; None where it never came to that.
+
+    Names follow `reference/analytics.md` §2.2: `received` t0, `upstream_started` t2' (last attempt),
+    `first_byte` t4, `upstream_done` t5. `waited` adds up time spent waiting for upstreams, `callouts` for plugins' own
+    calls. The proxy latency is `first_attempt - received`.
+    """
+
+    received: float
+    first_attempt: float | None = None
+    upstream_started: float | None = None
+    first_byte: float | None = None
+    upstream_done: float | None = None
+    callouts: float = 0.0
+
+
+class Exchange:
+    """A request, what has become known about it, and at the end its response.
+
+    `request` is what the client sent, as plugins have changed it so far; the upstream's own request is made from it
+    by `upstream`. `route`, `service` and `match` are set by the router, `consumer` and `credential` by authentication,
+    `upstream` by the route's service or by the plugin that names another.
+    """
+
+    __slots__ = (
+        "chat",
+        "consumer",
+        "credential",
+        "deadline",
+        "depth",
+        "error_kind",
+        "id",
+        "llm_calls",
+        "marks",
+        "match",
+        "parent_id",
+        "plugin_name",
+        "plugins",
+        "request",
+        "response",
+        "route",
+        "runtime",
+        "service",
+        "shared",
+        "started_at",
+        "upstream",
+        "upstream_status",
+    )
+
+    def __init__(self, request: Request, runtime: Any, *, parent: Exchange | None = None) -> None:
+        self.id = os.urandom(16).hex()
+        self.request = request
+        self.runtime = runtime
+        self.started_at = time.time()
+        self.marks = Marks(time.monotonic())
+        self.depth = 0 if parent is None else parent.depth + 1
+        self.parent_id = "" if parent is None else parent.id
+        self.deadline: float | None = None if parent is None else parent.deadline
+        self.route: Route | None = None
+        self.service: Service | None = None
+        self.match: Match | None = None
+        self.consumer: Consumer | None = None
+        self.credential: KeyAuthCredential | None = None
+        self.upstream: Upstream | None = None
+        self.upstream_status = 0
+        self.response: Response | None = None
+        self.error_kind = ""
+        self.plugin_name = ""
+        self.plugins: list[Any] = []
+        """The handlers chosen so far, for the log phase."""
+        self.llm_calls: list[LlmCall] = []
+        self.shared: dict[str, Any] = {}
+        """Kong's `kong.ctx.shared`."""
+        self.chat: Chat | None = None
+        """The body parsed as JSON, when an AI plugin needed it; `body_bytes` and `set_body` keep the two in step."""
+
+    async def body_bytes(self, limit: int = 0) -> bytes:
+        """The request's body as it stands now, edits of the chat included. Raises PayloadTooLarge."""
+        if self.chat is not None and self.chat.dirty:
+            self.request.body = BufferedBody(orjson.dumps(self.chat.body))
+            self.chat.dirty = False
+        return await self.request.body.read(limit)
+
+    def set_body(self, data: bytes, content_type: str | None = None) -> None:
+        """Replace the request's body; what was parsed from the old one is forgotten."""
+        self.chat = None
+        self.request.body = BufferedBody(data)
+        headers = self.request.headers
+        headers.remove("Transfer-Encoding")
+        headers.remove("Content-Encoding")
+        headers.set("Content-Length", str(len(data)))
+        if content_type is not None:
+            headers.set("Content-Type", content_type)
+
+
+@dataclass(slots=True)
+class Chat:
+    """The request's JSON body, parsed once and shared by all AI plugins. `dirty` when it differs from the bytes."""
+
+    body: dict[str, Any]
+    dirty: bool = False
+
+
+Proceed = Callable[[Exchange], Awaitable[Response]]
+
+
+class Handler(Protocol):
+    """A plugin at work. Built once per configuration; `handle` runs concurrently for many exchanges.
+
+    Code before `await proceed(exchange)` sees the request, after it the response; not calling it answers at once.
+    A handler may also have `log(exchange, record)`, called for every handler of the route after the last byte, and
+    `async close()`, called when its runtime is retired.
+    """
+
+    async def handle(self, exchange: Exchange, proceed: Proceed) -> Response: ...
+
+
+class HttpSender(Protocol):
+    """Sends a request to an absolute URL: over the network, or in process when the URL names this very node."""
+
+    async def fetch(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str | list[str]],
+        body: bytes,
+        *,
+        parent: Exchange,
+        timeout: float,
+        verify: bool = True,
+        server_name: str | None = None,
+    ) -> Response:
+        """Raises UpstreamError. `timeout` in seconds for the whole call. The response must be closed."""
+
+
+@dataclass(slots=True)
+class Supplies:
+    """What handlers may use, given to each at its making."""
+
+    plugin_id: str
+    plugin_name: str
+    instance_name: str
+    consumers_by_key: Mapping[str, tuple[Consumer, KeyAuthCredential]]
+    consumers: Mapping[str, Consumer]
+    """By id and by username."""
+    http: HttpSender
+    client: Any
+    """The pooled HTTP/1.1 client (`data_plane.http1.client.Client`)."""
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    node_id: str = ""
+    version: str = ""
+    debug_trace_allowed: bool = False
+    """Operator's switch: whether Datakit may answer with its execution trace."""

@@ -1,0 +1,45 @@
+"""Field types and the strict base class that entities and plugin configurations share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+ENCRYPTED = "x-encrypted"
+"""Marks a field whose value is a secret: encrypted at rest, masked in views, logs and diffs."""
+
+REFERENCEABLE = "x-referenceable"
+"""Marks a field that may hold a vault reference (`{vault://…}`)."""
+
+Secret = Annotated[str, Field(json_schema_extra={ENCRYPTED: True, REFERENCEABLE: True})]
+Referenceable = Annotated[str, Field(json_schema_extra={REFERENCEABLE: True})]
+
+
+class Record(BaseModel):
+    """A record of known fields: an unknown one is an error, a string is never taken for a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
+
+
+def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without null members at the top level: JSON clients spell `absent` as null."""
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a model's field is marked as a secret, directly or inside an optional."""
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get(ENCRYPTED):
+        return True
+    return _annotated_secret(field.annotation) or any(_annotated_secret(item) for item in field.metadata)
+
+
+def _annotated_secret(annotation: Any) -> bool:
+    if isinstance(annotation, FieldInfo):
+        return isinstance(annotation.json_schema_extra, dict) and bool(annotation.json_schema_extra.get(ENCRYPTED))
+    metadata = getattr(annotation, "__metadata__", ())
+    if any(_annotated_secret(item) for item in metadata):
+        return True
+    return any(_annotated_secret(item) for item in getattr(annotation, "__args__", ()) if hasattr(item, "__metadata__"))

@@ -1,0 +1,389 @@
+"""The declarative document: the file people write, the payload of a snapshot, what a data plane boots from.
+
+Two shapes of one thing. A *declaration* is what a person wrote in decK's format: nested, named, incomplete; reading it
+gives a flat list of items that remember where they stood. A *document* is what a control plane holds: flat, every
+entity with its id, references by id; its canonical bytes have a hash, and equal hashes mean equal configurations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import orjson
+
+from gateway_schema.entities import Entity
+from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
+from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse, unknown_field
+
+FORMAT_VERSION = "3.0"
+
+_INFO_KEYS = frozenset(
+    {
+        "select_tags",
+        "default_lookup_tags",
+        "defaults",
+        "consumer_group_policy_overrides",
+        "skip_hash_for_basic_auth",
+        "include_plugin_definitions",
+    }
+)
+_TOP_KEYS = frozenset({"_format_version", "_info", "_konnect", "_workspace", "_plugin_configs", "_transform"})
+_LATER = frozenset(
+    "consumer_groups upstreams certificates ca_certificates vaults keys key_sets partials filter_chains licenses "
+    "rbac_roles service_packages custom_entities cloned_plugins custom_plugins".split()
+)
+"""decK's keys for entities that this version does not keep."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One entity as it was declared: its own fields, what it refers to, and where in the file it stood."""
+
+    type: EntityType
+    body: dict[str, Any]
+    path: Path
+    references: dict[str, Union[Item, str]] = field(default_factory=dict)
+    """Foreign key → the item that encloses it, or the id or natural key that was written."""
+
+    @property
+    def label(self) -> str:
+        """The name by which a person knows it."""
+        for key in ("name", "username", "custom_id", "id"):
+            if self.body.get(key):
+                return str(self.body[key])
+        return self.type.kind
+
+
+@dataclass(slots=True)
+class Declaration:
+    """A declarative file, read: its items in order of appearance and what its `_info` says."""
+
+    items: list[Item]
+    select_tags: tuple[str, ...] = ()
+    control_plane_name: str | None = None
+    format_version: str = FORMAT_VERSION
+
+
+def read_declaration(data: Any, select_tags: Sequence[str] = ()) -> Declaration:
+    """Flatten a declarative document (decK format 3.0).
+
+    Every item gets the select tags (those given, else the file's own; both must agree when both are there).
+    Raises SchemaViolation naming each fault by its path in the document. Fields of entities are not checked here,
+    only the nesting; `gateway_schema.violations.parse` with the entity's class does that.
+    """
+    reader = _Reader(data)
+    return reader.read(tuple(select_tags))
+
+
+class _Reader:
+    def __init__(self, data: Any) -> None:
+        self._violations: list[Violation] = []
+        self._items: list[Item] = []
+        self._defaults: Mapping[str, Any] = {}
+        self._plugin_configs: Mapping[str, Any] = {}
+        if not isinstance(data, Mapping):
+            raise SchemaViolation([Violation((), "expected a declarative document: a map with _format_version")])
+        self._data = data
+
+    def read(self, select_tags: tuple[str, ...]) -> Declaration:
+        info = self._info()
+        self._check_top_level()
+        tags = self._tags(info, select_tags)
+        for row in ENTITY_TYPES.values():
+            if row.file_key is not None:
+                self._entities(row, self._data.get(row.file_key), (row.file_key,), None)
+        if self._violations:
+            raise SchemaViolation(self._violations)
+        for item in self._items:
+            if tags:
+                item.body["tags"] = list(dict.fromkeys([*(item.body.get("tags") or []), *tags]))
+        konnect = self._data.get("_konnect") or {}
+        return Declaration(
+            self._items, tags, konnect.get("control_plane_name") or konnect.get("runtime_group_name")
+        )
+
+    def _fault(self, path: Path, message: str) -> None:
+        self._violations.append(Violation(path, message))
+
+    def _check_top_level(self) -> None:
+        known = _TOP_KEYS | {row.file_key for row in ENTITY_TYPES.values() if row.file_key}
+        for key in self._data:
+            if key in _LATER:
+                self._fault((key,), "this kind of entity is not supported yet")
+            elif key not in known:
+                self._fault((str(key),), unknown_field(str(key), known))
+        version = self._data.get("_format_version")
+        if version is None:
+            self._fault(("_format_version",), f'required field missing: write _format_version: "{FORMAT_VERSION}"')
+        elif not isinstance(version, str):
+            self._fault(("_format_version",), f'expected a string: quote it, _format_version: "{version}"')
+        elif version != FORMAT_VERSION:
+            self._fault(("_format_version",), f'unsupported version "{version}": write "{FORMAT_VERSION}"')
+        konnect = self._data.get("_konnect")
+        if konnect is not None:
+            self._record(konnect, ("_konnect",), {"control_plane_name", "runtime_group_name"})
+        configs = self._data.get("_plugin_configs")
+        if isinstance(configs, Mapping):
+            self._plugin_configs = configs
+        elif configs is not None:
+            self._fault(("_plugin_configs",), "expected a map")
+
+    def _record(self, value: Any, path: Path, known: Iterable[str]) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            self._fault(path, "expected a record")
+            return {}
+        names = set(known)
+        for key in value:
+            if key not in names:
+                self._fault((*path, str(key)), unknown_field(str(key), names))
+        return value
+
+    def _info(self) -> Mapping[str, Any]:
+        info = self._data.get("_info")
+        if info is None:
+            return {}
+        info = self._record(info, ("_info",), _INFO_KEYS)
+        defaults = info.get("defaults")
+        if defaults is not None:
+            self._defaults = self._record(defaults, ("_info", "defaults"), {"service", "route", "upstream", "target"})
+        return info
+
+    def _tags(self, info: Mapping[str, Any], given: tuple[str, ...]) -> tuple[str, ...]:
+        written = info.get("select_tags") or []
+        if not isinstance(written, list) or not all(isinstance(tag, str) for tag in written):
+            self._fault(("_info", "select_tags"), "expected an array of strings")
+            return given
+        if given and written and set(given) != set(written):
+            self._fault(
+                ("_info", "select_tags"),
+                f"the file says {', '.join(written)}, the command says {', '.join(given)}: they must be the same",
+            )
+        return tuple(dict.fromkeys(given or written))
+
+    def _entities(self, row: EntityType, value: Any, path: Path, parent: tuple[str, Item] | None) -> None:
+        if value is None:
+            return
+        if not isinstance(value, list):
+            self._fault(path, "expected an array")
+            return
+        for index, entry in enumerate(value):
+            if isinstance(entry, Mapping):
+                self._entity(row, dict(entry), (*path, index), parent)
+            else:
+                self._fault((*path, index), "expected a record")
+
+    def _entity(self, row: EntityType, body: dict[str, Any], path: Path, parent: tuple[str, Item] | None) -> None:
+        if not all(isinstance(key, str) for key in body):
+            self._fault(path, "expected a record with names as keys")
+            return
+        nested = {p.nested_key: (child, name) for child, name, p in children_of(row.name) if p.nested_key}
+        children = {key: body.pop(key) for key in list(body) if key in nested}
+        item = Item(row, body, path)
+        self._refer(item, parent)
+        if row.name == "plugins":
+            self._merge_shared_config(item)
+        self._fill_defaults(item)
+        self._suggest_nested(item, nested)
+        if not isinstance(body.get("tags"), list | None):
+            self._fault((*path, "tags"), "expected a set")
+        body.update(row.model.expand(body))
+        for key in row.model.shorthands:
+            if isinstance(body.get(key), str):
+                body.pop(key)
+        self._items.append(item)
+        for key, value in children.items():
+            child, name = nested[key]
+            self._entities(child, value, (*path, key), (name, item))
+
+    def _refer(self, item: Item, parent: tuple[str, Item] | None) -> None:
+        for name in item.type.parents:
+            value = item.body.pop(name, None)
+            if parent is not None and parent[0] == name:
+                if value is not None:
+                    self._fault((*item.path, name), f"stands inside its {name} already: leave this field out")
+                item.references[name] = parent[1]
+            elif isinstance(value, str):
+                item.references[name] = value
+            elif isinstance(value, Mapping):
+                key = next((value[k] for k in ("id", "name", "username") if isinstance(value.get(k), str)), None)
+                if key is None:
+                    self._fault((*item.path, name), "expected a reference: a name, or {id: …} or {name: …}")
+                else:
+                    item.references[name] = key
+            elif value is not None:
+                self._fault((*item.path, name), "expected a reference: a name, or {id: …} or {name: …}")
+
+    def _merge_shared_config(self, item: Item) -> None:
+        shared_name = item.body.pop("_config", None)
+        if shared_name is None:
+            return
+        shared = self._plugin_configs.get(shared_name)
+        if not isinstance(shared, Mapping):
+            suggestion = nearest(str(shared_name), self._plugin_configs)
+            hint = f" (did you mean '{suggestion}'?)" if suggestion else ""
+            self._fault((*item.path, "_config"), f"no entry '{shared_name}' in _plugin_configs{hint}")
+            return
+        item.body["config"] = _deep_merge(shared, item.body.get("config") or {})
+
+    def _fill_defaults(self, item: Item) -> None:
+        defaults = self._defaults.get(item.type.kind)
+        if isinstance(defaults, Mapping):
+            for key, value in defaults.items():
+                item.body.setdefault(key, value)
+
+    def _suggest_nested(self, item: Item, nested: Iterable[str]) -> None:
+        """Unknown keys are refused with the entity's other fields, but only here are nested keys known too."""
+        fields = set(item.type.model.model_fields) | item.type.model.shorthands | set(nested)
+        for key in list(item.body):
+            if key not in fields:
+                self._fault((*item.path, key), unknown_field(key, fields))
+                item.body.pop(key)
+
+
+def _deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        merged[key] = _deep_merge(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def write_declaration(
+    entities: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    select_tags: Sequence[str] = (),
+    control_plane_name: str | None = None,
+) -> dict[str, Any]:
+    """The inverse of reading: flat entities (with ids, references `{"id": …}`) as a nested declarative file.
+
+    Sorted by name; ids and times are left out where a name says who is meant; a plugin of one scope stands inside its
+    narrowest parent, one of several at top level with names as references.
+    """
+    return _Writer(entities).write(select_tags, control_plane_name)
+
+
+class _Writer:
+    def __init__(self, entities: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        self._entities = entities
+        self._by_id = {
+            str(entity["id"]): (ENTITY_TYPES[name], entity) for name, rows in entities.items() for entity in rows
+        }
+        self._children: dict[str, list[tuple[EntityType, str, Mapping[str, Any]]]] = {}
+        self._roots: list[tuple[EntityType, Mapping[str, Any]]] = []
+
+    def write(self, select_tags: Sequence[str], control_plane_name: str | None) -> dict[str, Any]:
+        for name, rows in self._entities.items():
+            for entity in rows:
+                self._place(ENTITY_TYPES[name], entity)
+        document: dict[str, Any] = {"_format_version": FORMAT_VERSION}
+        if control_plane_name:
+            document["_konnect"] = {"control_plane_name": control_plane_name}
+        if select_tags:
+            document["_info"] = {"select_tags": list(select_tags)}
+        roots: dict[str, list[dict[str, Any]]] = {}
+        for row, entity in self._roots:
+            if row.file_key is not None:
+                roots.setdefault(row.file_key, []).append(self._render(row, entity, None))
+        for key in (row.file_key for row in ENTITY_TYPES.values()):
+            if key in roots:
+                document[key] = _sorted(roots[key])
+        return document
+
+    def _place(self, row: EntityType, entity: Mapping[str, Any]) -> None:
+        scopes = [(name, ref["id"]) for name in row.parents if (ref := entity.get(name))]
+        inside = [(name, ref) for name, ref in scopes if ref in self._by_id and row.parents[name].nested_key]
+        if len(scopes) == 1 and inside:
+            name, ref = inside[0]
+            self._children.setdefault(ref, []).append((row, name, entity))
+        else:
+            self._roots.append((row, entity))
+
+    def _render(self, row: EntityType, entity: Mapping[str, Any], inside: str | None) -> dict[str, Any]:
+        named = any(entity.get(key) for key in row.match) or not row.match
+        hidden = {"created_at", "updated_at"} | ({"id"} if named else set())
+        body: dict[str, Any] = {}
+        for key, value in entity.items():
+            if key in hidden or value is None or key == inside:
+                continue
+            if key in row.parents:
+                value = self._reference(row, value["id"])
+            body[key] = value
+        for child, name, nested in self._children.get(str(entity["id"]), []):
+            body.setdefault(str(child.parents[name].nested_key), []).append(self._render(child, nested, name))
+        for child, _, parent in children_of(row.name):
+            if parent.nested_key in body and isinstance(body[parent.nested_key], list):
+                body[parent.nested_key] = _sorted(body[parent.nested_key])
+        return body
+
+    def _reference(self, row: EntityType, target_id: str) -> Any:
+        known = self._by_id.get(target_id)
+        name = target_id
+        if known is not None:
+            target_type, target = known
+            name = next((str(target[key]) for key in target_type.match if target.get(key)), target_id)
+        return name if row.name == "plugins" else {"name": name} if known else {"id": target_id}
+
+
+def _sorted(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def label(entry: dict[str, Any]) -> str:
+        name = entry.get("name") or entry.get("username") or entry.get("custom_id") or entry.get("key") or ""
+        return f"{name}\0{entry.get('instance_name', '')}"
+
+    return sorted(entries, key=label)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A whole configuration: entities by kind, complete (defaults filled), each with its id, references by id."""
+
+    control_plane_id: str
+    entities: Mapping[str, tuple[Entity, ...]]
+
+    @classmethod
+    def load(cls, payload: bytes) -> Document:
+        """Read canonical bytes. Raises SchemaViolation with paths such as `services[0].port`."""
+        try:
+            data = orjson.loads(payload)
+        except orjson.JSONDecodeError as error:
+            raise SchemaViolation([Violation((), f"not a document: {error}")]) from None
+        if not isinstance(data, dict) or not isinstance(data.get("entities"), dict):
+            raise SchemaViolation([Violation((), "not a document: expected control_plane_id and entities")])
+        entities: dict[str, tuple[Entity, ...]] = {}
+        violations: list[Violation] = []
+        for name, rows in data["entities"].items():
+            row = ENTITY_TYPES.get(name)
+            if row is None or not isinstance(rows, list):
+                violations.append(Violation(("entities", name), "unknown kind of entity"))
+                continue
+            models = []
+            for index, body in enumerate(rows):
+                try:
+                    models.append(parse(row.model, body))
+                except SchemaViolation as error:
+                    violations.extend(v.under(name, index) for v in error.violations)
+            entities[name] = tuple(models)
+        if violations:
+            raise SchemaViolation(violations)
+        return cls(str(data.get("control_plane_id", "")), entities)
+
+    def of(self, name: str) -> tuple[Any, ...]:
+        """The entities of a kind, empty when there are none."""
+        return self.entities.get(name, ())
+
+
+def canonical(control_plane_id: str, entities: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """The bytes of a document: keys sorted, entities by id, kinds in registry order, so that equal means equal."""
+    ordered = {
+        name: sorted(entities.get(name, ()), key=lambda entity: str(entity["id"])) for name in ENTITY_TYPES
+    }
+    return orjson.dumps(
+        {"control_plane_id": control_plane_id, "entities": ordered}, option=orjson.OPT_SORT_KEYS
+    )
+
+
+def hash_of(payload: bytes) -> str:
+    """32 hex digits over a document's canonical bytes; 32 zeros for no bytes at all (Kong's empty hash)."""
+    return hashlib.blake2b(payload, digest_size=16).hexdigest() if payload else "0" * 32

@@ -1,0 +1,291 @@
+"""The entities of a gateway's configuration, one strict class each; field rules follow Kong Gateway 3.15.
+
+A class says what one entity may hold and what it holds when nothing was written. Which tables, paths and file keys an
+entity has stands in `registry.py`. Times are integer Unix seconds, timeouts integer milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from gateway_schema import defaults
+from gateway_schema.base import Record, Secret
+
+Protocol = Literal["http", "https", "grpc", "grpcs", "tcp", "tls", "tls_passthrough", "udp", "ws", "wss"]
+Timeout = Annotated[int, Field(ge=1, le=2_147_483_646)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+_NAME = re.compile(r"^[A-Za-z0-9._~\-\u0080-\U0010ffff]+$")
+_TAG = re.compile(r"^[ -+\--.0-~\u0080-\U0010ffff]+$")
+_METHOD = re.compile(r"^[A-Z]+$")
+_PATH = re.compile(r"^/[A-Za-z0-9\-._~!$&'()*+,;=:@/%]*$")
+_HOST = re.compile(r"^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?(\.\*)?(:\d{1,5})?$")
+
+PROTOCOL_FAMILIES = (
+    frozenset({"http", "https"}),
+    frozenset({"tcp", "tls", "udp"}),
+    frozenset({"tls_passthrough"}),
+    frozenset({"grpc", "grpcs"}),
+    frozenset({"ws", "wss"}),
+)
+
+
+def _check_id(value: str) -> str:
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        raise ValueError("expected a valid UUID") from None
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.match(value):
+        raise ValueError(f"invalid value '{value}': it must only contain letters, digits, '.', '-', '_', '~' or UTF-8")
+    return value
+
+
+def _check_tags(tags: list[str]) -> list[str]:
+    for tag in tags:
+        if not _TAG.match(tag):
+            raise ValueError(f"invalid tag '{tag}': expected printable ascii (except `,` and `/`) or valid utf-8 sequences")
+    return list(dict.fromkeys(tags))
+
+
+def _check_path(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("should start with: /")
+    if "//" in value:
+        raise ValueError("must not have empty segments")
+    if not _PATH.match(value) or re.search(r"%(?![0-9A-Fa-f]{2})", value):
+        raise ValueError(f"invalid path: '{value}' (characters outside of RFC 3986, or a broken percent-encoding)")
+    return value
+
+
+def _check_route_path(value: str) -> str:
+    if value.startswith("~/"):
+        try:
+            re.compile(value[1:])
+        except re.error as error:
+            raise ValueError(f"not a valid regex: {value[1:]} ({error})") from None
+        return value
+    if not value.startswith("/"):
+        raise ValueError("should start with: / (fixed path) or ~/ (regex path)")
+    return _check_path(value)
+
+
+def _check_host(value: str) -> str:
+    if not _HOST.match(value) or value.count("*") > 1:
+        raise ValueError(f"invalid value: {value} (a host name, with one '*' at its start or end at the most)")
+    return value
+
+
+def _check_service_host(value: str) -> str:
+    if value.startswith("["):
+        return value
+    if ":" in value and value.count(":") == 1:
+        raise ValueError("must not have a port")
+    if not value or "/" in value or " " in value:
+        raise ValueError(f"invalid value: {value}")
+    return value
+
+
+def _check_method(value: str) -> str:
+    if not _METHOD.match(value):
+        raise ValueError(f"invalid value: {value} (a method in capital letters, such as GET)")
+    return value
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+Name = Annotated[str, AfterValidator(_check_name)]
+Tags = Annotated[list[str], AfterValidator(_check_tags)]
+
+
+class Reference(BaseModel):
+    """A foreign key. Written as `{id}` or by natural key; clients may add further keys, which say nothing new."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    id: Id | None = None
+    name: str | None = None
+    username: str | None = None
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if self.id is None and self.name is None and self.username is None:
+            raise ValueError("expected a reference: {\"id\": …} or {\"name\": …}")
+        return self
+
+
+class Entity(Record):
+    """What every entity has. `id` and the times are the control plane's when they are not given."""
+
+    shorthands: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may be written but never stored: `expand` turns them into real ones."""
+
+    id: Id | None = None
+    tags: Tags | None = None
+    created_at: int | None = None
+
+    @classmethod
+    def expand(cls, written: dict[str, Any]) -> dict[str, Any]:
+        """What was written, with shorthands turned into the fields they stand for."""
+        return written
+
+
+class Service(Entity):
+    """A service behind the gateway."""
+
+    shorthands: ClassVar[frozenset[str]] = frozenset({"url"})
+
+    name: Name | None = None
+    protocol: Protocol = "http"
+    host: Annotated[str, AfterValidator(_check_service_host)]
+    port: Port = 80
+    path: Annotated[str, AfterValidator(_check_path)] | None = None
+    retries: Annotated[int, Field(ge=0, le=32_767)] = defaults.SERVICE_RETRIES
+    connect_timeout: Timeout = defaults.SERVICE_TIMEOUT_MS
+    write_timeout: Timeout = defaults.SERVICE_TIMEOUT_MS
+    read_timeout: Timeout = defaults.SERVICE_TIMEOUT_MS
+    client_certificate: Reference | None = None
+    tls_verify: bool | None = None
+    tls_verify_depth: Annotated[int, Field(ge=0, le=64)] | None = None
+    ca_certificates: list[Id] | None = None
+    enabled: bool = True
+    updated_at: int | None = None
+
+    @classmethod
+    def expand(cls, written: dict[str, Any]) -> dict[str, Any]:
+        url = written.get("url")
+        if not isinstance(url, str):
+            return written
+        parts = _split_url(url)
+        return {**{key: value for key, value in written.items() if key != "url"}, **parts}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.path is not None and self.protocol in {"tcp", "tls", "udp", "grpc", "grpcs"}:
+            raise ValueError("path: value must be null (a service of this protocol has no path)")
+        if self.protocol not in {"https", "tls", "grpcs", "wss"}:
+            for field in ("client_certificate", "tls_verify", "tls_verify_depth", "ca_certificates"):
+                if getattr(self, field) is not None:
+                    raise ValueError(f"{field}: value must be null unless protocol is https or tls")
+        return self
+
+
+def _split_url(url: str) -> dict[str, Any]:
+    """Kong's `url` shorthand: protocol, host, port and path. What cannot be read is left for the schema to refuse."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return {"host": ""}
+    protocol = parts.scheme or ("https" if port == 443 else "http")
+    if port is None:
+        port = 443 if protocol == "https" else 80
+    host = parts.hostname or ""
+    expanded: dict[str, Any] = {
+        "protocol": protocol,
+        "host": f"[{host}]" if ":" in host else host,
+        "port": port,
+    }
+    if parts.path:
+        expanded["path"] = parts.path
+    return expanded
+
+
+class Route(Entity):
+    """A rule by which requests reach a service."""
+
+    name: Name | None = None
+    protocols: Annotated[list[Protocol], Field(min_length=1)] = list(defaults.ROUTE_PROTOCOLS)  # type: ignore[assignment]  # noqa: RUF012
+    methods: list[Annotated[str, AfterValidator(_check_method)]] | None = None
+    hosts: list[Annotated[str, AfterValidator(_check_host)]] | None = None
+    paths: list[Annotated[str, AfterValidator(_check_route_path)]] | None = None
+    headers: dict[str, list[str]] | None = None
+    snis: list[str] | None = None
+    sources: list[dict[str, Any]] | None = None
+    destinations: list[dict[str, Any]] | None = None
+    https_redirect_status_code: Literal[426, 301, 302, 307, 308] = 426
+    regex_priority: int = 0
+    strip_path: bool = True
+    path_handling: Literal["v0", "v1"] = "v0"
+    preserve_host: bool = False
+    request_buffering: bool = True
+    response_buffering: bool = True
+    service: Reference | None = None
+    updated_at: int | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not any(set(self.protocols) <= family for family in PROTOCOL_FAMILIES):
+            raise ValueError(
+                "protocols: these sets are mutually exclusive: ('http', 'https'), ('tcp', 'tls', 'udp'), "
+                "('tls_passthrough'), ('grpc', 'grpcs'), ('ws', 'wss')"
+            )
+        if self.headers is not None and any(name.lower() == "host" for name in self.headers):
+            raise ValueError("headers: must not contain 'host' (use 'hosts')")
+        criteria = ["methods", "hosts", "headers", "paths"]
+        if "http" not in self.protocols and "ws" not in self.protocols:
+            criteria.append("snis")
+        if {"http", "https"} & set(self.protocols) and not any(getattr(self, name) for name in criteria):
+            names = ", ".join(f"'{name}'" for name in criteria)
+            protocol = "http" if "http" in self.protocols else "https"
+            raise ValueError(f"must set one of {names} when 'protocols' is '{protocol}'")
+        return self
+
+
+class Consumer(Entity):
+    """Who calls the gateway."""
+
+    username: str | None = None
+    custom_id: str | None = None
+    updated_at: int | None = None
+
+    @model_validator(mode="after")
+    def _is_someone(self) -> Self:
+        if not self.username and not self.custom_id:
+            raise ValueError("at least one of these fields must be non-empty: 'custom_id', 'username'")
+        return self
+
+
+class KeyAuthCredential(Entity):
+    """A key by which a consumer is known to key-auth."""
+
+    consumer: Reference
+    key: Secret | None = None
+    ttl: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
+
+
+class Ordering(Record):
+    """Which plugins this one runs before or after, in the access phase."""
+
+    class Phases(Record):
+        access: list[str] | None = None
+
+    before: Phases | None = None
+    after: Phases | None = None
+
+
+class Plugin(Entity):
+    """A plugin's configuration, for all traffic or for one service, route, consumer or several of them.
+
+    `config` is checked by the plugin's own class, see `gateway_schema.plugins`.
+    """
+
+    name: str
+    instance_name: Name | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    protocols: list[Protocol] | None = None
+    enabled: bool = True
+    service: Reference | None = None
+    route: Reference | None = None
+    consumer: Reference | None = None
+    consumer_group: Reference | None = None
+    ordering: Ordering | None = None
+    condition: Annotated[str, Field(max_length=1024)] | None = None
+    partials: list[dict[str, Any]] | None = None
+    updated_at: int | None = None

@@ -1,0 +1,221 @@
+"""What is wrong with a value, in words a person can act on.
+
+Pydantic finds the faults; this module says them the way Kong's Admin API does (`required field missing`, `unknown
+field`, `expected one of: …`), adds the nearest known name for a misspelt one, and keeps the path of each fault so that
+the reader of a file can be led to the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One fault: where it is (keys and list positions from the entity's root) and what would be right."""
+
+    path: Path
+    message: str
+
+    @property
+    def field(self) -> str:
+        """The path as people write it: `config.targets[0].model.name`; empty for the entity as a whole."""
+        return render_path(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.path else self.message
+
+    def under(self, *prefix: str | int) -> Violation:
+        return Violation((*prefix, *self.path), self.message)
+
+
+class SchemaViolation(ValueError):
+    """A value that its schema refuses, with every fault found, not only the first."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        super().__init__(summarise(self.violations))
+
+
+def summarise(violations: Sequence[Violation]) -> str:
+    """Kong's sentence: `schema violation (f: e)` or `2 schema violations (f: e; g: e)`."""
+    listed = "; ".join(str(violation) for violation in violations)
+    count = len(violations)
+    return f"schema violation ({listed})" if count == 1 else f"{count} schema violations ({listed})"
+
+
+def render_path(path: Iterable[str | int]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def parse(model: type[ModelT], data: Any) -> ModelT:
+    """Validate `data` as `model`; raises SchemaViolation with all faults."""
+    if isinstance(data, Mapping):
+        data = dict(data)
+    else:
+        raise SchemaViolation([Violation((), "expected a record")])
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise SchemaViolation(violations_of(error, model)) from None
+
+
+def violations_of(error: ValidationError, model: type[BaseModel]) -> list[Violation]:
+    found: dict[tuple[Path, str], Violation] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        path, known = _walk(detail["loc"], model)
+        violation = Violation(path, _message(detail, path, known))
+        found.setdefault((path, violation.message), violation)
+    return list(found.values())
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when none is alike."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    suggestion = nearest(name, names)
+    if suggestion:
+        return f"unknown field (did you mean '{suggestion}'?)"
+    return f"unknown field (known fields: {', '.join(names)})" if names else "unknown field"
+
+
+def _message(detail: Any, path: Path, known: Iterable[str]) -> str:
+    kind = str(detail["type"])
+    context: Mapping[str, Any] = detail.get("ctx") or {}
+    if kind == "extra_forbidden":
+        return unknown_field(str(path[-1]), known)
+    if kind in _FIXED:
+        return _FIXED[kind]
+    if kind in {"value_error", "assertion_error"}:
+        return str(context.get("error", detail["msg"]))
+    if kind in {"literal_error", "enum"}:
+        return f"expected one of: {str(context['expected']).replace(' or ', ', ').replace(chr(39), '')}"
+    if kind in _BOUNDS:
+        template, key = _BOUNDS[kind]
+        return template.format(context[key])
+    return str(detail["msg"])
+
+
+_FIXED = {
+    "missing": "required field missing",
+    "string_type": "expected a string",
+    "int_type": "expected an integer",
+    "int_from_float": "expected an integer",
+    "int_parsing": "expected an integer",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "bool_type": "expected a boolean",
+    "bool_parsing": "expected a boolean",
+    "list_type": "expected an array",
+    "tuple_type": "expected an array",
+    "dict_type": "expected a map",
+    "model_type": "expected a record",
+    "model_attributes_type": "expected a record",
+    "uuid_parsing": "expected a valid UUID",
+    "uuid_type": "expected a valid UUID",
+}
+
+_BOUNDS = {
+    "greater_than_equal": ("value must be at least {}", "ge"),
+    "greater_than": ("value must be greater than {}", "gt"),
+    "less_than_equal": ("value must be at most {}", "le"),
+    "less_than": ("value must be less than {}", "lt"),
+    "string_too_short": ("length must be at least {}", "min_length"),
+    "string_too_long": ("length must be at most {}", "max_length"),
+    "too_short": ("length must be at least {}", "min_length"),
+    "too_long": ("length must be at most {}", "max_length"),
+    "string_pattern_mismatch": ("must match the pattern {}", "pattern"),
+}
+
+
+def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[Path, Iterable[str]]:
+    """Follow pydantic's location through the model: drop the names of union members, keep real keys.
+
+    Returns the path and, for the sake of suggestions, the names that the innermost record knows.
+    """
+    path: list[str | int] = []
+    annotation: Any = model
+    known: Iterable[str] = ()
+    for part in location:
+        candidates = _models(annotation)
+        names = {name: field for member in candidates for name, field in _fields(member).items()}
+        if isinstance(part, int):
+            path.append(part)
+            annotation = _element(annotation)
+        elif candidates and part in names:
+            known = names
+            path.append(part)
+            annotation = names[part]
+        elif candidates and (part in {member.__name__ for member in candidates} or part.startswith("function-")):
+            annotation = next((m for m in candidates if m.__name__ == part), annotation)
+        elif candidates and part in _tags(candidates):
+            annotation = _tags(candidates)[part]
+        elif candidates:
+            known = names
+            path.append(part)
+            annotation = Any
+        else:
+            value = _mapping_value(annotation)
+            if value is not None:
+                path.append(part)
+                annotation = value
+    return tuple(path), known
+
+
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return [member for argument in get_args(annotation) for member in _members(argument)]
+    if origin is not None and hasattr(annotation, "__metadata__"):
+        return _members(get_args(annotation)[0])
+    return [annotation]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
+
+
+def _tags(models: Sequence[type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    """Discriminator values (`type: jq`) of the members of a tagged union."""
+    tags: dict[str, type[BaseModel]] = {}
+    for model in models:
+        for field in model.model_fields.values():
+            for value in get_args(field.annotation):
+                if isinstance(value, str):
+                    tags.setdefault(value, model)
+    return tags
+
+
+def _element(annotation: Any) -> Any:
+    for member in _members(annotation):
+        if get_origin(member) in (list, tuple, set, frozenset):
+            return get_args(member)[0]
+    return Any
+
+
+def _mapping_value(annotation: Any) -> Any:
+    for member in _members(annotation):
+        if get_origin(member) is dict:
+            return get_args(member)[1]
+    return Any if annotation is Any else None
