@@ -46,7 +46,7 @@ class LlmCall:
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
-    token_source: str = "none"
+    token_source: str = "none"  # noqa: S105 (says who counted)
     cost_nano_usd: int | None = None
     finish_reason: str = ""
 

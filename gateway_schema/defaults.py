@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from gateway_schema.base import Protocol
+
 # As before Kong 3.14: a first try over plain HTTP on a laptop must not end in 426.
-ROUTE_PROTOCOLS: Final = ("http", "https")
+ROUTE_PROTOCOLS: Final[tuple[Protocol, ...]] = ("http", "https")
 
 # As since Kong 3.14: a client's key is for the gateway, not for the service behind it.
 HIDE_CREDENTIALS: Final = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 import orjson
 
@@ -32,8 +32,23 @@ _INFO_KEYS = frozenset(
 )
 _TOP_KEYS = frozenset({"_format_version", "_info", "_konnect", "_workspace", "_plugin_configs", "_transform"})
 _LATER = frozenset(
-    "consumer_groups upstreams certificates ca_certificates vaults keys key_sets partials filter_chains licenses "
-    "rbac_roles service_packages custom_entities cloned_plugins custom_plugins".split()
+    {
+        "consumer_groups",
+        "upstreams",
+        "certificates",
+        "ca_certificates",
+        "vaults",
+        "keys",
+        "key_sets",
+        "partials",
+        "filter_chains",
+        "licenses",
+        "rbac_roles",
+        "service_packages",
+        "custom_entities",
+        "cloned_plugins",
+        "custom_plugins",
+    }
 )
 """decK's keys for entities that this version does not keep."""
 
@@ -45,7 +60,7 @@ class Item:
     type: EntityType
     body: dict[str, Any]
     path: Path
-    references: dict[str, Union[Item, str]] = field(default_factory=dict)
+    references: dict[str, Item | str] = field(default_factory=dict)
     """Foreign key → the item that encloses it, or the id or natural key that was written."""
 
     @property
@@ -101,9 +116,7 @@ class _Reader:
             if tags:
                 item.body["tags"] = list(dict.fromkeys([*(item.body.get("tags") or []), *tags]))
         konnect = self._data.get("_konnect") or {}
-        return Declaration(
-            self._items, tags, konnect.get("control_plane_name") or konnect.get("runtime_group_name")
-        )
+        return Declaration(self._items, tags, konnect.get("control_plane_name") or konnect.get("runtime_group_name"))
 
     def _fault(self, path: Path, message: str) -> None:
         self._violations.append(Violation(path, message))
@@ -313,7 +326,7 @@ class _Writer:
             body[key] = value
         for child, name, nested in self._children.get(str(entity["id"]), []):
             body.setdefault(str(child.parents[name].nested_key), []).append(self._render(child, nested, name))
-        for child, _, parent in children_of(row.name):
+        for _, _, parent in children_of(row.name):
             if parent.nested_key in body and isinstance(body[parent.nested_key], list):
                 body[parent.nested_key] = _sorted(body[parent.nested_key])
         return body
@@ -376,12 +389,8 @@ class Document:
 
 def canonical(control_plane_id: str, entities: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """The bytes of a document: keys sorted, entities by id, kinds in registry order, so that equal means equal."""
-    ordered = {
-        name: sorted(entities.get(name, ()), key=lambda entity: str(entity["id"])) for name in ENTITY_TYPES
-    }
-    return orjson.dumps(
-        {"control_plane_id": control_plane_id, "entities": ordered}, option=orjson.OPT_SORT_KEYS
-    )
+    ordered = {name: sorted(entities.get(name, ()), key=lambda entity: str(entity["id"])) for name in ENTITY_TYPES}
+    return orjson.dumps({"control_plane_id": control_plane_id, "entities": ordered}, option=orjson.OPT_SORT_KEYS)
 
 
 def hash_of(payload: bytes) -> str:

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from gateway_schema import defaults
-from gateway_schema.base import Record, Secret
+from gateway_schema.base import Protocol, Record, Secret
 
-Protocol = Literal["http", "https", "grpc", "grpcs", "tcp", "tls", "tls_passthrough", "udp", "ws", "wss"]
 Timeout = Annotated[int, Field(ge=1, le=2_147_483_646)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -51,7 +50,9 @@ def _check_name(value: str) -> str:
 def _check_tags(tags: list[str]) -> list[str]:
     for tag in tags:
         if not _TAG.match(tag):
-            raise ValueError(f"invalid tag '{tag}': expected printable ascii (except `,` and `/`) or valid utf-8 sequences")
+            raise ValueError(
+                f"invalid tag '{tag}': expected printable ascii (except `,` and `/`) or valid utf-8 sequences"
+            )
     return list(dict.fromkeys(tags))
 
 
@@ -116,7 +117,7 @@ class Reference(BaseModel):
     @model_validator(mode="after")
     def _names_something(self) -> Self:
         if self.id is None and self.name is None and self.username is None:
-            raise ValueError("expected a reference: {\"id\": …} or {\"name\": …}")
+            raise ValueError('expected a reference: {"id": …} or {"name": …}')
         return self
 
 
@@ -201,7 +202,9 @@ class Route(Entity):
     """A rule by which requests reach a service."""
 
     name: Name | None = None
-    protocols: Annotated[list[Protocol], Field(min_length=1)] = list(defaults.ROUTE_PROTOCOLS)  # type: ignore[assignment]  # noqa: RUF012
+    protocols: Annotated[list[Protocol], Field(min_length=1)] = Field(
+        default_factory=lambda: list(defaults.ROUTE_PROTOCOLS)
+    )
     methods: list[Annotated[str, AfterValidator(_check_method)]] | None = None
     hosts: list[Annotated[str, AfterValidator(_check_host)]] | None = None
     paths: list[Annotated[str, AfterValidator(_check_route_path)]] | None = None

@@ -42,5 +42,5 @@ class KeyAuthConfig(PluginConfig):
     key_in_body: bool = Field(False, description="Whether keys are looked for in JSON and form bodies.")
     run_on_preflight: bool = Field(True, description="Whether OPTIONS requests need a key too.")
     realm: str | None = Field(None, description="Realm that the WWW-Authenticate header names.")
-    identity_realms: list[IdentityRealm] | None = Field(None, description="Konnect identity realms; accepted, not used.")
+    identity_realms: list[IdentityRealm] | None = Field(None, description="Konnect identity realms: accepted, unused.")
     principals: Principals | None = Field(None, description="Kong Identity; accepted while `enabled` is false.")

@@ -37,7 +37,7 @@ class EncodedRequest:
 
 @dataclass(slots=True)
 class DecodedResponse:
-    """An OpenAI chat completion and what is known of it. `body` is None when the provider's bytes may go as they are."""
+    """An OpenAI chat completion and what is known of it; `body` is None when the provider's bytes may go as they are."""
 
     body: dict[str, Any] | None
     model: str
