@@ -1,0 +1,118 @@
+"""The database: engines, units of work, migrations.
+
+A unit of work is one `async with`: it commits when the block ends and rolls back when the block raises. Handlers close
+theirs *before* they answer, so that nobody is told of a success that the commit then refuses.
+
+SQLite has one writer. Writers of this process queue on a lock (in order, without polling), take the write lock at once
+(BEGIN IMMEDIATE: a transaction that began as a reader cannot be upgraded while another writes) and wait for other
+processes by SQLite's busy timeout. Readers never wait: the journal is a write-ahead log. On PostgreSQL writers of one
+control plane queue on its row, see `repository.lock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+BUSY_TIMEOUT_MS = 30_000
+_WRITES = "tandem_writes"
+_MIGRATION_LOCK = 0x7A4D_DE11
+"""PostgreSQL's advisory lock under which one replica migrates while the others wait."""
+
+
+class Database:
+    """One database. `reading()` and `writing()` are its units of work."""
+
+    def __init__(self, url: str) -> None:
+        self.url = driver_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _engine(self.url, self.is_sqlite)
+        self._writer_engine = self.engine.execution_options(**{_WRITES: True})
+        self._readers = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._writers = async_sessionmaker(self._writer_engine, expire_on_commit=False)
+        self._writer: contextlib.AbstractAsyncContextManager[Any] = (
+            asyncio.Lock() if self.is_sqlite else contextlib.nullcontext()
+        )
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A consistent view; nothing is committed."""
+        async with self._readers() as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that commits at the end of the block, or leaves no trace."""
+        async with self._writer, self._writers() as session, session.begin():
+            yield session
+
+    async def migrate(self) -> None:
+        """Bring the tables to the newest revision. Safe when several replicas start at once."""
+        async with self._writer, self._writer_engine.begin() as connection:
+            if not self.is_sqlite:
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+            await connection.run_sync(_upgrade)
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def driver_url(url: str) -> URL:
+    """The URL with its asynchronous driver. Raises ValueError for a database that is not supported."""
+    parsed = make_url(url)
+    drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+    name = parsed.drivername.split("+")[0]
+    if name not in drivers:
+        raise ValueError(f"DATABASE_URL: expected sqlite:///… or postgresql://…, not {parsed.drivername}://…")
+    return parsed.set(drivername=drivers[name])
+
+
+def _engine(url: URL, is_sqlite: bool) -> AsyncEngine:
+    options: dict[str, Any] = {
+        "json_serializer": lambda value: orjson.dumps(value).decode(),
+        "json_deserializer": orjson.loads,
+        "hide_parameters": True,  # bound values may be credentials; error texts and logs must not show them
+    }
+    if not is_sqlite:
+        return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True, **options)
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself; `_begin_sqlite` does
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = NORMAL",  # with WAL: a crash of the process loses nothing, a power cut at most the last commits
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", "migrations:")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,65 @@
+"""The control plane's settings: one process's environment, read once at its start.
+
+Every setting is an environment variable; `python -m control_plane` has a flag for the most common ones, and the flag
+wins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VERSION = "3.15.0"
+"""The Kong Gateway version whose API this control plane speaks."""
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""Bytes of request body that are read; a larger one is answered 413."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    state_dir: Path
+    """Holds the SQLite database, the encryption key and the TLS identity (`ca.pem`, `server.pem`); mode 0700."""
+    database_url: str
+    """`sqlite:///…`, `postgresql://…` or `postgres://…`; the asynchronous driver is chosen by `Database`."""
+    http_host: str = "127.0.0.1"
+    http_port: int = 8001
+    grpc_host: str = "127.0.0.1"
+    grpc_port: int = 8005
+    admin_token: str = field(default="", repr=False)
+    """When given, a token with this value and every scope exists after the start."""
+    encryption_key: str = field(default="", repr=False)
+    """Fernet keys, separated by commas; the first encrypts, all decrypt. Empty: a file in the state directory."""
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Settings from the environment. Raises ValueError that names the variable."""
+        env = os.environ if environment is None else environment
+        state_dir = Path(env.get("TANDEM_STATE_DIR") or state_home(env) / "control-plane")
+        return cls(
+            state_dir=state_dir,
+            database_url=env.get("DATABASE_URL") or f"sqlite:///{state_dir / 'control-plane.db'}",
+            http_host=env.get("TANDEM_HTTP_HOST") or "127.0.0.1",
+            http_port=_port(env, "TANDEM_HTTP_PORT", 8001),
+            grpc_host=env.get("TANDEM_GRPC_HOST") or "127.0.0.1",
+            grpc_port=_port(env, "TANDEM_GRPC_PORT", 8005),
+            admin_token=env.get("TANDEM_ADMIN_TOKEN", ""),
+            encryption_key=env.get("TANDEM_ENCRYPTION_KEY", ""),
+        )
+
+
+def state_home(env: Mapping[str, str]) -> Path:
+    """Where a stack keeps its state: RECIPE_HOME, else the XDG state directory."""
+    if home := env.get("RECIPE_HOME"):
+        return Path(home)
+    base = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "tandem"
+
+
+def _port(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not text.isdecimal() or int(text) > 65_535:
+        raise ValueError(f"{name} must be a port between 0 and 65535, not '{text}'")
+    return int(text)

@@ -1,0 +1,86 @@
+"""Engines, units of work and migrations, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, func, select
+
+from control_plane.database import Database, driver_url
+from control_plane.models import Token, metadata
+
+
+def token(number: int) -> Token:
+    return Token(id=f"{number:036d}", name="t", digest=f"{number:064d}", scopes=[], expires_at=None, created_at=0)
+
+
+async def count(database: Database) -> int:
+    async with database.reading() as session:
+        return (await session.execute(select(func.count()).select_from(Token))).scalar_one()
+
+
+async def test_upgrading_from_empty_gives_the_tables_of_models(database: Database) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, metadata))
+
+    async with database.engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_migrating_twice_and_at_once_is_harmless(database_url: str) -> None:
+    replicas = [Database(database_url) for _ in range(4)]
+    try:
+        await asyncio.gather(*(replica.migrate() for replica in replicas))
+        assert await count(replicas[0]) == 0
+    finally:
+        for replica in replicas:
+            await replica.close()
+
+
+async def test_a_unit_of_work_that_raises_leaves_no_trace(database: Database) -> None:
+    async def fail_midway() -> None:
+        async with database.writing() as session:
+            session.add(token(1))
+            await session.flush()
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        await fail_midway()
+    assert await count(database) == 0
+
+
+async def test_many_writers_and_readers_at_once_never_meet_a_locked_database(database: Database) -> None:
+    other = Database(database.url.render_as_string(hide_password=False))
+
+    async def write(number: int) -> None:
+        async with (database if number % 2 else other).writing() as session:
+            await session.execute(select(Token))
+            session.add(token(number))
+
+    try:
+        await asyncio.gather(*(write(number) for number in range(60)), *(count(database) for _ in range(60)))
+        assert await count(database) == 60
+    finally:
+        await other.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "driver"),
+    [
+        ("postgres://u@h/d", "postgresql+asyncpg"),
+        ("postgresql://u@h/d", "postgresql+asyncpg"),
+        ("sqlite:///x.db", "sqlite+aiosqlite"),
+    ],
+)
+def test_a_plain_url_gets_its_asynchronous_driver(url: str, driver: str) -> None:
+    assert driver_url(url).drivername == driver
+
+
+def test_another_kind_of_database_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="mysql"):
+        driver_url("mysql://u@h/d")
