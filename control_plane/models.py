@@ -20,6 +20,8 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -187,3 +189,141 @@ ENTITY_TAGS = Table(
     Index(None, "control_plane_id", "entity_type", "entity_id"),
 )
 """One row per tag of an entity; `entity_type` is the plural name."""
+
+# -- wire and analytics
+#
+# Analytics rows name entities by id without foreign keys: history outlives what it is about. An absent entity is the
+# empty string, never null, because these columns stand in keys. Times are Unix microseconds (`_us`), buckets Unix
+# seconds at the start of a minute.
+
+REVOKED_CERTIFICATES = Table(
+    "revoked_certificates",
+    metadata,
+    Column("control_plane_id", Id, primary_key=True),
+    Column("fingerprint", String(64), primary_key=True),
+    Column("title", String(256), nullable=True),
+    Column("cert", Text, nullable=False),
+    Column("revoked_at", BigInteger, nullable=False),
+)
+"""Client certificates that were taken back, remembered so that their refusal can say so."""
+
+ANALYTICS_EPOCHS = Table(
+    "analytics_epochs",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("control_plane_id", Id, nullable=False),
+    Column("node_id", Id, nullable=False),
+    Column("epoch", String(64), nullable=False),
+    Column("node_version", String(64), nullable=False),
+    Column("applied_through", BigInteger, nullable=False),
+    Column("applied_ahead", JSON, nullable=False),
+    Column("dropped_events", BigInteger, nullable=False),
+    Column("ended", Boolean, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    UniqueConstraint("control_plane_id", "node_id", "epoch"),
+)
+"""One row per spool that reports: which of its batches are stored (all through one sequence, and some ahead of it)."""
+
+
+def _event_key() -> list[Column[Any]]:
+    """Which event of which batch: the epoch's row, the batch's sequence, the place in the batch."""
+    big = BigInteger
+    return [Column(name, big, primary_key=True, autoincrement=False) for name in ("epoch_id", "sequence", "position")]
+
+
+def _texts(*names: str) -> list[Column[Any]]:
+    return [Column(name, Text, nullable=False) for name in names]
+
+
+def _numbers(*names: str, nullable: bool = False) -> list[Column[Any]]:
+    return [Column(name, BigInteger, nullable=nullable) for name in names]
+
+
+def _distributions(*names: str) -> list[Column[Any]]:
+    """Of each latency: how many, their sum and maximum in microseconds, their sketch (`gateway_schema.sketch`)."""
+    columns: list[Column[Any]] = []
+    for name in names:
+        columns += _numbers(f"{name}_count", f"{name}_sum_us", f"{name}_max_us")
+        columns.append(Column(f"{name}_sketch", LargeBinary, nullable=False))
+    return columns
+
+
+REQUEST_EVENTS = Table(
+    "request_events",
+    metadata,
+    *_event_key(),
+    *_texts("control_plane_id", "node_id"),
+    *_numbers("started_us", "finished_us"),
+    *_texts("request_id", "parent_request_id", "decision_id"),
+    *_numbers("config_version"),
+    *_texts("service_id", "route_id", "consumer_id", "credential_id"),
+    *_texts("method", "scheme", "host", "path", "user_agent", "client_ip"),
+    *_numbers("status", "upstream_status"),
+    *_texts("source", "error_kind", "plugin_name", "outcome"),
+    *_numbers("request_bytes", "response_bytes", "total_us", "gateway_us", "callout_us"),
+    *_numbers("upstream_us", "receive_us", nullable=True),
+    Index(None, "control_plane_id", "finished_us"),
+    Index(None, "finished_us"),
+    Index(None, "request_id"),
+)
+"""The request log: one row per exchange that was reported whole, kept for the retention time."""
+
+LLM_CALLS = Table(
+    "llm_calls",
+    metadata,
+    *_event_key(),
+    Column("call_index", BigInteger, primary_key=True, autoincrement=False),
+    *_numbers("finished_us"),
+    *_texts("plugin_id", "provider", "request_model", "response_model", "model_alias"),
+    Column("stream", Boolean, nullable=False),
+    *_numbers("status"),
+    *_texts("error_kind", "role", "token_source", "finish_reason"),
+    *_numbers("prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens", "reasoning_tokens"),
+    *_numbers("duration_us"),
+    *_numbers("ttft_us", "cost_nano_usd", nullable=True),
+    Index(None, "finished_us"),
+)
+"""The calls to models inside the exchanges of the request log."""
+
+_BUCKET_KEY = ("service_id", "route_id", "consumer_id")
+
+API_USAGE = Table(
+    "api_usage",
+    metadata,
+    Column("control_plane_id", Id, primary_key=True),
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),
+    *(Column(name, String(64), primary_key=True) for name in _BUCKET_KEY),
+    Column("status", BigInteger, primary_key=True, autoincrement=False),
+    Column("source", String(64), primary_key=True),
+    *_numbers("requests", "incomplete", "request_bytes", "response_bytes"),
+    *_distributions("total", "upstream", "gateway"),
+    Index(None, "bucket"),
+)
+"""Exchanges per minute of their end: whole events and folded ones alike."""
+
+LLM_USAGE = Table(
+    "llm_usage",
+    metadata,
+    Column("control_plane_id", Id, primary_key=True),
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),
+    *(Column(name, String(64), primary_key=True) for name in _BUCKET_KEY),
+    *(Column(name, String(256), primary_key=True) for name in ("provider", "request_model", "response_model")),
+    Column("status", BigInteger, primary_key=True, autoincrement=False),
+    Column("stream", Boolean, primary_key=True),
+    *_numbers("calls", "prompt_tokens", "completion_tokens", "cached_tokens", "cache_write_tokens"),
+    *_numbers("reasoning_tokens", "estimated_calls", "unpriced_calls", "cost_nano_usd"),
+    *_distributions("duration", "ttft"),
+    Index(None, "bucket"),
+)
+"""Calls to models per minute of their exchange's end. An exchange with three calls counts three times here."""
+
+ENTITY_NAMES = Table(
+    "entity_names",
+    metadata,
+    Column("control_plane_id", Id, primary_key=True),
+    Column("entity_id", Id, primary_key=True),
+    Column("entity_type", String(64), nullable=False),
+    Column("name", Text, nullable=False),
+)
+"""Last known names of what analytics rows refer to: they outlive the entities."""
