@@ -26,8 +26,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 BUSY_TIMEOUT_MS = 30_000
 _WRITES = "tandem_writes"
-_MIGRATION_LOCK = 0x7A4D_DE11
-"""PostgreSQL's advisory lock under which one replica migrates while the others wait."""
+_START_LOCK = 0x7A4D_DE11
+"""PostgreSQL's advisory lock under which one replica prepares the database while the others wait."""
 
 
 class Database:
@@ -38,7 +38,8 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _engine(self.url, self.is_sqlite)
         self._writer_engine = self.engine.execution_options(**{_WRITES: True})
-        self._readers = async_sessionmaker(self.engine, expire_on_commit=False)
+        readers = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self._readers = async_sessionmaker(readers, expire_on_commit=False)
         self._writers = async_sessionmaker(self._writer_engine, expire_on_commit=False)
         self._writer: contextlib.AbstractAsyncContextManager[Any] = (
             asyncio.Lock() if self.is_sqlite else contextlib.nullcontext()
@@ -56,11 +57,18 @@ class Database:
         async with self._writer, self._writers() as session, session.begin():
             yield session
 
+    @contextlib.asynccontextmanager
+    async def starting(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that only one replica at a time is in: for what is done once, when the process starts."""
+        async with self.writing() as session:
+            if not self.is_sqlite:
+                await session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _START_LOCK})
+            yield session
+
     async def migrate(self) -> None:
         """Bring the tables to the newest revision. Safe when several replicas start at once."""
-        async with self._writer, self._writer_engine.begin() as connection:
-            if not self.is_sqlite:
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        async with self.starting() as session:
+            connection = await session.connection()
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:

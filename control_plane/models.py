@@ -2,7 +2,8 @@
 
 Tables of entities follow from the registry: `written` holds what a person wrote, apart from defaults, with secrets
 encrypted; beside it stand only the columns that the database itself must know: what is unique and what refers to what.
-Keys start with the control plane, so that two control planes may hold the same ids.
+`revision` is the control plane's `config_version` that last wrote the row: who knows an older version reads only what
+changed since. Keys start with the control plane, so that two control planes may hold the same ids.
 
 Times of entities are Unix seconds (as Kong shows them), those of control planes Unix milliseconds.
 """
@@ -154,7 +155,7 @@ def _entity_table(row: EntityType) -> Table:
         Column("control_plane_id", Id, ForeignKey("control_planes.id", ondelete="CASCADE"), primary_key=True),
         Column("id", Id, primary_key=True),
     ]
-    constraints: list[Any] = []
+    constraints: list[Any] = [Index(None, "control_plane_id", "revision")]
     for field, parent in row.parents.items():
         column = reference_column(field)
         columns.append(Column(column, Id, nullable=not parent.required))
@@ -171,6 +172,7 @@ def _entity_table(row: EntityType) -> Table:
         constraints.append(UniqueConstraint("control_plane_id", column))
     columns += [
         Column("written", JSON, nullable=False),
+        Column("revision", BigInteger, nullable=False),
         Column("created_at", BigInteger, nullable=False),
         Column("updated_at", BigInteger, nullable=False),
     ]

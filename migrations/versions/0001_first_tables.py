@@ -136,12 +136,14 @@ def _create_entity(
         sa.Column("id", ID, nullable=False),
         *columns,
         sa.Column("written", sa.JSON, nullable=False),
+        sa.Column("revision", sa.BigInteger, nullable=False),
         *_times(),
         _owner(table),
         sa.PrimaryKeyConstraint("control_plane_id", "id", name=f"pk_{table}"),
         *constraints,
         *(_unique(table, field) for field in unique),
     )
+    _create_index(table, "control_plane_id", "revision")
     for field in references:
         _create_index(table, "control_plane_id", f"{field}_id")
 
