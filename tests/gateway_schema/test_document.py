@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_schema.document import Document, canonical, hash_of, read_declaration, write_declaration
+from gateway_schema.violations import SchemaViolation
+
+RECIPE: dict[str, Any] = {
+    "_format_version": "3.0",
+    "_info": {"select_tags": ["team-a"]},
+    "consumers": [{"username": "alice", "keyauth_credentials": [{"key": "k1"}]}],
+    "services": [
+        {
+            "name": "chat",
+            "url": "https://example.com/base",
+            "routes": [{"name": "chat", "paths": ["/chat"], "plugins": [{"name": "key-auth"}]}],
+            "plugins": [{"name": "datakit", "config": {"nodes": []}}],
+        }
+    ],
+    "plugins": [{"name": "key-auth", "consumer": "alice", "route": {"name": "chat"}}],
+}
+
+
+def faults(data: Any, tags: tuple[str, ...] = ()) -> list[str]:
+    with pytest.raises(SchemaViolation) as caught:
+        read_declaration(data, tags)
+    return [str(violation) for violation in caught.value.violations]
+
+
+def test_nesting_becomes_references_and_positions_are_kept() -> None:
+    items = read_declaration(RECIPE).items
+    by_kind = {(item.type.kind, item.path): item for item in items}
+    nested = by_kind["plugin", ("services", 0, "routes", 0, "plugins", 0)]
+    assert nested.references["route"] is by_kind["route", ("services", 0, "routes", 0)]
+    assert by_kind["plugin", ("plugins", 0)].references == {"consumer": "alice", "route": "chat"}
+
+
+def test_select_tags_reach_every_entity() -> None:
+    assert all(item.body["tags"] == ["team-a"] for item in read_declaration(RECIPE).items)
+
+
+def test_the_url_shorthand_is_spelled_out() -> None:
+    service = next(item for item in read_declaration(RECIPE).items if item.type.kind == "service")
+    assert {key: service.body[key] for key in ("protocol", "host", "port", "path")} == {
+        "protocol": "https",
+        "host": "example.com",
+        "port": 443,
+        "path": "/base",
+    }
+    assert "url" not in service.body
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"_format_version": None}, "_format_version: required field missing"),
+        ({"_format_version": 3.0}, '_format_version: expected a string: quote it, _format_version: "3.0"'),
+        ({"_format_version": "2.1"}, '_format_version: unsupported version "2.1"'),
+        ({"servces": []}, "servces: unknown field (did you mean 'services'?)"),
+        ({"upstreams": []}, "upstreams: this kind of entity is not supported yet"),
+        ({"services": {}}, "services: expected an array"),
+        ({"services": ["a"]}, "services[0]: expected a record"),
+        ({"services": [{"name": "a", "route": []}]}, "services[0].route: unknown field (did you mean 'routes'?)"),
+        ({"services": [{"plugins": [{"service": "b"}]}]}, "services[0].plugins[0].service: stands inside its service"),
+        ({"plugins": [{"name": "a", "service": 3}]}, "plugins[0].service: expected a reference"),
+        ({"plugins": [{"name": "a", "_config": "x"}]}, "plugins[0]._config: no entry 'x' in _plugin_configs"),
+        ({"_info": {"select_tag": []}}, "_info.select_tag: unknown field (did you mean 'select_tags'?)"),
+        ({"_comment": "x"}, "_comment: unknown field"),
+    ],
+)
+def test_a_fault_of_nesting_is_named_by_its_path(change: dict[str, Any], expected: str) -> None:
+    found = faults({**RECIPE, **change})
+    assert any(fault.startswith(expected) for fault in found), found
+
+
+def test_select_tags_of_file_and_command_must_agree() -> None:
+    assert "they must be the same" in faults(RECIPE, ("team-b",))[0]
+
+
+def test_shared_plugin_configuration_is_merged_under_the_plugin_s_own() -> None:
+    data = {
+        "_format_version": "3.0",
+        "_plugin_configs": {"strict": {"realm": "a", "key_names": ["x"]}},
+        "plugins": [{"name": "key-auth", "_config": "strict", "config": {"realm": "b"}}],
+    }
+    assert read_declaration(data).items[0].body["config"] == {"realm": "b", "key_names": ["x"]}
+
+
+def resolved(data: Any) -> dict[str, list[dict[str, Any]]]:
+    """What a control plane would hold: ids made, references resolved."""
+    ids: dict[int, str] = {}
+    items = read_declaration(data).items
+    names: dict[tuple[str, str], str] = {}
+    for item in items:
+        ids[id(item)] = str(uuid.uuid4())
+        names[item.type.name, item.label] = ids[id(item)]
+    entities: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        body = dict(item.body, id=ids[id(item)])
+        for name, reference in item.references.items():
+            target = item.type.parents[name].type
+            body[name] = {"id": names[target, reference] if isinstance(reference, str) else ids[id(reference)]}
+        entities.setdefault(item.type.name, []).append(body)
+    return entities
+
+
+def test_writing_and_reading_again_gives_the_same_entities() -> None:
+    written = write_declaration(resolved(RECIPE), select_tags=["team-a"])
+    again = write_declaration(resolved(written), select_tags=["team-a"])
+    assert again == written
+    assert written["services"][0]["routes"][0]["plugins"] == [{"name": "key-auth", "tags": ["team-a"]}]
+    assert written["plugins"] == [{"name": "key-auth", "consumer": "alice", "route": "chat", "tags": ["team-a"]}]
+
+
+names = st.text(alphabet="abcdefgh-._~é", min_size=1, max_size=12)
+
+
+@given(st.lists(st.tuples(names, st.lists(names, max_size=3, unique=True)), max_size=5, unique_by=lambda pair: pair[0]))
+def test_any_document_survives_writing_and_reading(services: list[tuple[str, list[str]]]) -> None:
+    data = {
+        "_format_version": "3.0",
+        "services": [
+            {"name": name, "host": "h", "routes": [{"name": f"{name}.{r}", "paths": ["/"]} for r in routes]}
+            for name, routes in services
+        ],
+    }
+    written = write_declaration(resolved(data))
+    assert write_declaration(resolved(written)) == written
+    assert sum(len(s.get("routes", [])) for s in written.get("services", [])) == sum(len(r) for _, r in services)
+
+
+def test_equal_configurations_have_equal_hashes_whatever_their_order() -> None:
+    a = {"id": str(uuid.uuid4()), "host": "a", "name": "a"}
+    b = {"name": "b", "host": "b", "id": str(uuid.uuid4())}
+    one = canonical("cp", {"services": [a, b]})
+    other = canonical("cp", {"services": [dict(reversed(b.items())), a]})
+    assert hash_of(one) == hash_of(other)
+    assert len(hash_of(one)) == 32
+    assert hash_of(b"") == "0" * 32
+
+
+def test_a_document_reads_its_own_canonical_bytes() -> None:
+    service = {"id": str(uuid.uuid4()), "host": "a"}
+    document = Document.load(canonical("cp", {"services": [service]}))
+    assert [s.host for s in document.of("services")] == ["a"]
+    assert document.of("routes") == ()
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_document_are_refused_as_such(data: bytes) -> None:
+    with pytest.raises(SchemaViolation):
+        Document.load(data)
