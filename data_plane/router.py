@@ -6,7 +6,7 @@ plain hosts, headers, regex or prefix length) and an id; rules are ranked by (pr
 that matches wins, so at equal priority the greatest id does. Ids of split rules are derived from the route's.
 
 Walking 10,000 rules would cost milliseconds, so rules lie in buckets by (what their paths begin with, host). A request
-looks into the few buckets that its path's beginnings and its host's spellings name; each bucket is in order of rank, and
+looks into the few buckets that its path's beginnings and its host's spellings name; each lies in order of rank, and
 is left where it cannot beat the best rule found. Verdicts are remembered under the attributes that the rules look at.
 
 Source: `reference/gateway.md` §2.2–2.8.
