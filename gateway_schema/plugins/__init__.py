@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway_schema.plugins.ai_prompt_decorator import AiPromptDecoratorConfig
+from gateway_schema.plugins.ai_proxy_advanced import AiProxyAdvancedConfig
 from gateway_schema.plugins.base import PluginConfig
 from gateway_schema.plugins.key_auth import KeyAuthConfig
 
 PLUGINS: Mapping[str, type[PluginConfig]] = {
     "ai-prompt-decorator": AiPromptDecoratorConfig,
+    "ai-proxy-advanced": AiProxyAdvancedConfig,
     "key-auth": KeyAuthConfig,
 }
