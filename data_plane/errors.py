@@ -1,16 +1,17 @@
 """What can go wrong with an exchange, each with its status and Kong's text.
 
-    GatewayError                      answered by the gateway; one handler (`chain.error_response`) makes the body
-    ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · RouteNotFound 404 · NoService 503
-    ├── PayloadTooLarge 413 · UriTooLong 414 · HeadTooLarge 494 (shown as 400) · HttpsRequired 426
-    ├── InternalError 500
-    ├── LlmError                      any status; body {"error": {"message": …}}, as on chat routes
-    └── UpstreamError                 nothing usable came from behind
-        ├── InvalidResponse 502 (refused, reset, not HTTP; `kind` says which)
-        ├── UpstreamUnavailable 503 (name not resolved, no healthy target)
-        └── UpstreamTimeout 504
-    ClientDisconnected                the peer left: nothing can be answered any more
-    ConfigError                       a configuration that cannot be built; names entity and field
+GatewayError                      answered by the gateway; one handler (`chain.error_response`) makes the body
+├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · RouteNotFound 404 · NoService 503
+├── PayloadTooLarge 413 · UriTooLong 414 · HeadTooLarge 494 (shown as 400) · HttpsRequired 426
+├── InternalError 500
+├── LlmError                      any status; body {"error": {"message": …}}, as on chat routes
+├── LoopDetected 508              calls to ourselves that go too deep
+└── UpstreamError                 nothing usable came from behind
+    ├── InvalidResponse 502 (refused, reset, not HTTP; `kind` says which)
+    ├── UpstreamUnavailable 503 (name not resolved, no healthy target)
+    └── UpstreamTimeout 504
+ClientDisconnected                the peer left: nothing can be answered any more
+ConfigError                       a configuration that cannot be built; names entity and field
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ class GatewayError(Exception):
     status = 500
     message = "An unexpected error occurred"
     kind = "gateway"
+    fallback_type = "application/json"
+    """Type of the body for clients that did not say what they accept. Kong answers errors of its plugins in JSON, and
+    those of its server layer, where the request's own type does not tell, in plain text."""
 
     def __init__(self, message: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
         if message is not None:
@@ -36,6 +40,7 @@ class BadRequest(GatewayError):
     status = 400
     message = "Bad request"
     kind = "bad_request"
+    fallback_type = "text/plain"
 
 
 class Unauthorized(GatewayError):
@@ -71,30 +76,40 @@ class PayloadTooLarge(GatewayError):
     status = 413
     message = "Payload too large"
     kind = "payload_too_large"
+    fallback_type = "text/plain"
 
 
 class UriTooLong(GatewayError):
     status = 414
     message = "URI too long"
     kind = "uri_too_long"
+    fallback_type = "text/plain"
 
 
 class HeadTooLarge(GatewayError):
     status = 400
     message = "Request header or cookie too large"
     kind = "head_too_large"
+    fallback_type = "text/plain"
 
 
 class RequestTimeout(GatewayError):
     status = 408
     message = "Request timeout"
     kind = "request_timeout"
+    fallback_type = "text/plain"
 
 
 class HttpsRequired(GatewayError):
     status = 426
     message = "Please use HTTPS protocol"
     kind = "https_required"
+
+
+class LoopDetected(GatewayError):
+    status = 508
+    message = "Loop detected: this gateway called itself too many times"
+    kind = "loop"
 
 
 class InternalError(GatewayError):
@@ -131,6 +146,7 @@ class UpstreamError(GatewayError):
 class InvalidResponse(UpstreamError):
     status = 502
     message = "An invalid response was received from the upstream server"
+    fallback_type = "text/plain"
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -141,6 +157,7 @@ class UpstreamUnavailable(UpstreamError):
 class UpstreamTimeout(UpstreamError):
     status = 504
     message = "The upstream server is timing out"
+    fallback_type = "text/plain"
 
 
 class ClientDisconnected(Exception):

@@ -13,6 +13,7 @@ import orjson
 from data_plane.messages import BufferedBody, Request, Response
 
 if TYPE_CHECKING:
+    from data_plane.chain import Bound, Plan
     from data_plane.router import Match
     from gateway_schema.entities import Consumer, KeyAuthCredential, Route, Service
 
@@ -55,9 +56,10 @@ class LlmCall:
 class Marks:
     """Moments of an exchange on the monotonic clock, in seconds; None where it never came to that.
 
-    Names follow `reference/analytics.md` §2.2: `received` t0, `upstream_started` t2' (last attempt),
-    `first_byte` t4, `upstream_done` t5. `waited` adds up time spent waiting for upstreams, `callouts` for plugins' own
-    calls. The proxy latency is `first_attempt - received`.
+    Names follow `reference/analytics.md` §2.2: `received` t0, `first_attempt` t2, `upstream_started` t2' (last
+    attempt), `first_byte` t4 (or when the last attempt failed), `upstream_done` t5. The chain's end sets them; an
+    upstream that makes several attempts moves `upstream_started` itself. `callouts` adds up the time spent waiting for
+    plugins' own calls. The proxy latency is `first_attempt - received`.
     """
 
     received: float
@@ -88,12 +90,14 @@ class Exchange:
         "marks",
         "match",
         "parent_id",
+        "plan",
         "plugin_name",
         "plugins",
         "request",
         "response",
         "route",
         "runtime",
+        "scheme",
         "service",
         "shared",
         "started_at",
@@ -107,8 +111,10 @@ class Exchange:
         self.runtime = runtime
         self.started_at = time.time()
         self.marks = Marks(time.monotonic())
-        self.depth = 0 if parent is None else parent.depth + 1
-        self.parent_id = "" if parent is None else parent.id
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.parent_id: str = "" if parent is None else parent.id
+        self.scheme = request.scheme
+        """As the client used it, where a trusted proxy says so."""
         self.deadline: float | None = None if parent is None else parent.deadline
         self.route: Route | None = None
         self.service: Service | None = None
@@ -120,8 +126,11 @@ class Exchange:
         self.response: Response | None = None
         self.error_kind = ""
         self.plugin_name = ""
-        self.plugins: list[Any] = []
-        """The handlers chosen so far, for the log phase."""
+        """Of the plugin that answered or failed."""
+        self.plan: Plan | None = None
+        """The route's plugins in their order; set with the route."""
+        self.plugins: list[Bound] = []
+        """The configurations chosen so far, for the log phase."""
         self.llm_calls: list[LlmCall] = []
         self.shared: dict[str, Any] = {}
         """Kong's `kong.ctx.shared`."""
