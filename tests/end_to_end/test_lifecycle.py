@@ -1,0 +1,132 @@
+"""Up, up again, ports taken, down, down again: what a newcomer does in the first hour."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.end_to_end.stack import Stack, kill, pids_of, processes, prompt
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Stack]:
+    stack = Stack(tmp_path / "home")
+    try:
+        yield stack
+    finally:
+        stack.recipe("down", "--all")
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_up_prints_what_is_needed_next_and_again_changes_nothing(home: Stack) -> None:
+    first = home.up()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "curl" in first.stdout
+    assert home.exports["KONNECT_PROXY_URL"].endswith(str(home.proxy_port))
+    before = sorted(processes(str(home.home)))
+    second = home.up()
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "nothing" in second.stdout.lower()
+    assert sorted(processes(str(home.home))) == before
+
+
+def test_a_taken_port_is_named_with_its_holder_and_leaves_nothing_running(home: Stack) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", home.proxy_port))
+        holder.listen()
+        result = home.up()
+    assert result.returncode != 0
+    said = result.stdout + result.stderr
+    assert str(home.proxy_port) in said
+    assert "--proxy-port" in said
+    assert "Traceback" not in said
+    assert processes(str(home.home)) == []
+
+
+def test_down_removes_what_carries_the_tag_and_nothing_else(home: Stack) -> None:
+    assert home.up().returncode == 0
+    control_plane = home.control_plane_id()
+    with home.control_client() as control:
+        base = f"/v2/control-planes/{control_plane}/core-entities"
+        control.post(f"{base}/services", json={"name": "mine", "host": "example.com"}).raise_for_status()
+    result = home.down("--keep-control-plane")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not listening(home.proxy_port)
+    with home.control_client() as control:
+        left = control.get(f"/v2/control-planes/{control_plane}/core-entities/services").json()["data"]
+        assert [service["name"] for service in left] == ["mine"]
+        assert control.get(f"/v2/control-planes/{control_plane}/core-entities/consumers").json()["data"] == []
+
+
+def test_down_stops_everything_and_a_second_one_has_nothing_to_do(home: Stack) -> None:
+    assert home.up().returncode == 0
+    first = home.down()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert processes(str(home.home)) == []
+    ports = (home.proxy_port, home.control_port, home.grpc_port, home.status_port, home.simulator_port)
+    assert not any(listening(port) for port in ports)
+    second = home.down()
+    assert second.returncode == 0
+    assert "nothing to do" in (second.stdout + second.stderr).lower()
+
+
+def test_down_works_when_half_of_it_is_dead_already(home: Stack) -> None:
+    assert home.up().returncode == 0
+    for pid in pids_of(home.home, "control_plane"):
+        kill(pid)
+    result = home.down()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert processes(str(home.home)) == []
+
+
+def test_up_after_a_death_restarts_what_died(home: Stack) -> None:
+    assert home.up().returncode == 0
+    for word in ("control_plane", "cli.simulator"):
+        for pid in pids_of(home.home, word):
+            kill(pid)
+    again = home.up()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert home.ask(prompt("complex")).status_code == 200
+
+
+def test_a_missing_variable_is_named_with_file_and_line(home: Stack, tmp_path: Path) -> None:
+    assert home.up().returncode == 0
+    file = tmp_path / "kong.yaml"
+    file.write_text('_format_version: "3.0"\nservices:\n  - name: a\n    url: ${{ env "DECK_NOT_SET" }}\n')
+    result = home.recipe("sync", str(file))
+    assert result.returncode == 1
+    assert "DECK_NOT_SET" in result.stderr
+    assert "kong.yaml:4" in result.stderr
+
+
+def test_a_wrong_field_is_named_with_file_and_line_and_changes_nothing(home: Stack, tmp_path: Path) -> None:
+    assert home.up().returncode == 0
+    file = tmp_path / "kong.yaml"
+    file.write_text(
+        '_format_version: "3.0"\nservices:\n  - name: a\n    url: http://example.com\n'
+        "    plugins:\n      - name: key-auth\n        config:\n          key_nams: [x]\n"
+    )
+    result = home.recipe("sync", str(file), "--yes")
+    assert result.returncode == 1
+    assert "kong.yaml:8" in result.stderr
+    assert "key_names" in result.stderr
+    with home.control_client() as control:
+        base = f"/v2/control-planes/{home.control_plane_id()}/core-entities"
+        names = {service["name"] for service in control.get(f"{base}/services").json()["data"]}
+        assert names == {"default-llm", "model-selection"}
+
+
+def test_status_tells_nodes_workers_and_versions_in_json(home: Stack) -> None:
+    assert home.up().returncode == 0
+    status = home.status()
+    assert json.dumps(status)
+    assert httpx.get(f"http://127.0.0.1:{home.status_port}/status/ready").status_code == 200
