@@ -1,0 +1,5 @@
+"""`python -m cli` is the `recipe` command."""
+
+from cli.app import main
+
+main()

@@ -1,0 +1,78 @@
+"""The `recipe` command: puts the commands together and turns every failure into one message and an exit code.
+
+Exit codes: 0 it worked · 1 it failed · 2 changes were found and `--non-zero-exit-code` asked to be told so · 3 not
+running everywhere (a node refused or stayed silent, a part of the stack is not up) · 130 interrupted.
+TANDEM_DEBUG=1 shows the traceback of what nobody expected.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import click
+
+from cli.commands.declarative import apply, diff, dump, reset, sync, validate
+from cli.errors import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, CliError
+from cli.output import Output
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES)
+@click.version_option(package_name="tandem-gateway", prog_name="recipe")
+def recipe() -> None:
+    """Run an API and LLM gateway from declarative files: a control plane, data plane nodes, and recipes for both."""
+
+
+for command in (sync, apply, diff, dump, validate, reset):
+    recipe.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the `recipe` command."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run(sys.argv[1:], Output()))
+
+
+def run(arguments: list[str], output: Output) -> int:
+    """Run one command and return its exit code. Every error ends as a message on stderr, masked like all output."""
+    try:
+        result = recipe.main(arguments, prog_name="recipe", standalone_mode=False, obj=output)
+        return result if isinstance(result, int) else 0
+    except CliError as error:
+        output.error(error.message)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        output.raw(error.format_message() + "\n")
+        return EXIT_ERROR
+    except click.ClickException as error:
+        hint = f"\n  try: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
+        output.error(error.format_message() + hint)
+        return EXIT_ERROR
+    except (KeyboardInterrupt, click.Abort):
+        output.note("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Who reads us has seen enough (`| head`). Nothing more can be written, not even the interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as error:
+        return _unexpected(error, output)
+
+
+def _unexpected(error: Exception, output: Output) -> int:
+    if os.environ.get("TANDEM_DEBUG") == "1":
+        output.note(traceback.format_exc())
+    output.error(f"{type(error).__name__}: {error} (unexpected; TANDEM_DEBUG=1 shows where it came from)")
+    return EXIT_ERROR
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does, so that what it started is stopped again."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

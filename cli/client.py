@@ -1,0 +1,203 @@
+"""The control plane as the command sees it: its HTTP API, with answers as plain data and failures as messages."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from cli.errors import ApiError, CliError, Unreachable
+
+APPLY_TIMEOUT = 120.0
+"""Seconds that one apply may take: ten thousand entities on a busy machine, and some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where the control plane is and by what right we ask, each with where that was said."""
+
+    address: str
+    token: str
+    address_source: str
+    token_source: str
+    control_plane_name: str
+    timeout: float = 30.0
+
+    def __repr__(self) -> str:
+        return f"Connection({self.address}, token from {self.token_source})"
+
+
+class ControlPlane:
+    """One control plane process, reached over HTTP. Close it, or use it as a context manager."""
+
+    def __init__(self, connection: Connection, transport: httpx.BaseTransport | None = None) -> None:
+        self.connection = connection
+        headers = {"Authorization": f"Bearer {connection.token}"} if connection.token else {}
+        self._http = httpx.Client(
+            base_url=connection.address.rstrip("/"),
+            headers=headers,
+            timeout=connection.timeout,
+            transport=transport,
+            trust_env=not is_loopback(connection.address),  # A proxy would look for loopback addresses on itself.
+        )
+
+    def __enter__(self) -> ControlPlane:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    # Control planes
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """The control plane of that name, or None."""
+        rows = self._get("/v2/control-planes", {"filter[name][eq]": name, "page[size]": "100"})["data"]
+        return next((dict(row) for row in rows if row["name"] == name), None)
+
+    def require(self, name: str) -> dict[str, Any]:
+        """The control plane of that name. Raises CliError that tells which names there are."""
+        if found := self.find(name):
+            return found
+        rows = self._get("/v2/control-planes", {"page[size]": "20"})["data"]
+        names = ", ".join(str(row["name"]) for row in rows) or "none"
+        raise CliError(
+            f"control plane not found: {name} (at {self.connection.address} there are: {names}); choose one with "
+            "--konnect-control-plane-name, or make it with `recipe up --control-plane-name`"
+        )
+
+    def create(self, name: str) -> dict[str, Any]:
+        return dict(self._call("POST", "/v2/control-planes", json={"name": name}))
+
+    def delete(self, control_plane_id: str) -> None:
+        """Delete a control plane and all it holds; one that is gone already is no error."""
+        try:
+            self._call("DELETE", f"/v2/control-planes/{control_plane_id}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    # Configuration
+
+    def apply(
+        self, control_plane_id: str, document: Mapping[str, Any], select_tags: Sequence[str], mode: str, commit: bool
+    ) -> dict[str, Any]:
+        """The plan for a declarative document and, when committed, the version and hash that hold it."""
+        body: dict[str, Any] = {"document": document, "mode": mode, "commit": commit}
+        if select_tags:
+            body["select_tags"] = list(select_tags)
+        path = f"/v2/control-planes/{control_plane_id}/apply"
+        return dict(self._call("POST", path, json=body, timeout=max(APPLY_TIMEOUT, self.connection.timeout)))
+
+    def document(self, control_plane_id: str, select_tags: Sequence[str]) -> dict[str, Any]:
+        """What the control plane holds, as a declarative document, secrets in clear."""
+        query = {"tags": ",".join(select_tags)} if select_tags else {}
+        return dict(self._get(f"/v2/control-planes/{control_plane_id}/document", query))
+
+    def entity(self, control_plane_id: str, collection: str, key: str) -> dict[str, Any] | None:
+        """An entity by id or name, or None."""
+        path = f"/v2/control-planes/{control_plane_id}/core-entities/{collection}/{quote(key, safe='')}"
+        try:
+            return dict(self._get(path))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    # Nodes
+
+    def nodes(self, control_plane_id: str) -> list[dict[str, Any]]:
+        return [dict(item) for item in self._get(f"/v2/control-planes/{control_plane_id}/nodes")["items"]]
+
+    def certificates(self, control_plane_id: str) -> list[str]:
+        """The client certificates (PEM) that nodes of this control plane may show."""
+        items = self._get(f"/v2/control-planes/{control_plane_id}/dp-client-certificates")["items"]
+        return [str(item["cert"]) for item in items]
+
+    def register_certificate(self, control_plane_id: str, certificate: str, title: str) -> None:
+        path = f"/v2/control-planes/{control_plane_id}/dp-client-certificates"
+        self._call("POST", path, json={"cert": certificate, "title": title})
+
+    # Analytics
+
+    def metrics(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self._call("POST", "/v2/metrics", json=body))
+
+    def health(self) -> dict[str, Any]:
+        return dict(self._get("/health"))
+
+    # Speaking
+
+    def _get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        return self._call("GET", path, params=query)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise CliError(
+                f"not an address: {self.connection.address!r} from {self.connection.address_source} ({error})"
+            ) from None
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        if response.status_code >= 400:
+            raise self._refused(response)
+        return _decoded(response, self.connection.address) if response.content else {}
+
+    def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
+        reason = (
+            "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+        )
+        return Unreachable(
+            f"the control plane at {self.connection.address} (from {self.connection.address_source}) cannot be "
+            f"reached: {reason}. Start one with `recipe up` or `recipe control-plane`, or say where it is with "
+            "--konnect-addr or DECK_KONNECT_ADDR"
+        )
+
+    def _refused(self, response: httpx.Response) -> ApiError:
+        connection = self.connection
+        if response.status_code == 401:
+            given = f"the token from {connection.token_source}" if connection.token else "a request without a token"
+            return ApiError(
+                f"the control plane at {connection.address} refused {given} (401); give one with --konnect-token, "
+                "--konnect-token-file or DECK_KONNECT_TOKEN",
+                401,
+            )
+        body = _problem(response)
+        message = str(body.get("message") or body.get("detail") or body.get("title") or response.reason_phrase)
+        parameters = body.get("invalid_parameters") or []
+        reasons = "; ".join(f"{p.get('field')}: {p.get('reason')}" for p in parameters if isinstance(p, dict))
+        text = f"{message} ({reasons})" if reasons else message
+        errors = [error for error in body.get("errors") or [] if isinstance(error, dict)]
+        return ApiError(f"{text} [HTTP {response.status_code} from {connection.address}]", response.status_code, errors)
+
+
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _decoded(response: httpx.Response, address: str) -> Any:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise CliError(f"what answers at {address} is not a control plane: {response.request.url.path} gave no JSON")
+    return body
+
+
+def is_loopback(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

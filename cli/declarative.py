@@ -1,0 +1,144 @@
+"""Declarative files against a control plane: apply them, and check them without one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cli.client import ControlPlane
+from cli.errors import ApiError, Faults
+from cli.files import Declared
+from cli.waiting import Target
+from gateway_schema.document import FORMAT_VERSION, Declaration, Item, read_declaration
+from gateway_schema.plugins import PLUGINS
+from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse
+
+Mode = Literal["sync", "apply", "reset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an apply answered: the plan, and what was written when it was committed."""
+
+    plan: dict[str, Any]
+    committed: bool
+    target: Target
+
+    @property
+    def changes(self) -> int:
+        return int(self.plan["summary"]["total"])
+
+
+def apply_declared(
+    plane: ControlPlane,
+    control_plane_id: str,
+    declared: Declared,
+    select_tags: Sequence[str],
+    mode: Mode,
+    *,
+    commit: bool,
+) -> Outcome:
+    """Send a whole document. Raises Faults with `file:line` of everything that the control plane refuses."""
+    try:
+        answer = plane.apply(control_plane_id, declared.document, select_tags, mode, commit)
+    except ApiError as error:
+        if not error.errors:
+            raise
+        raise Faults([_located(fault, declared) for fault in error.errors]) from None
+    return _outcome(answer)
+
+
+def reset_entities(plane: ControlPlane, control_plane_id: str, select_tags: Sequence[str], *, commit: bool) -> Outcome:
+    """Delete what carries all of the tags; everything, when there are none."""
+    nothing = {"_format_version": FORMAT_VERSION}
+    answer = plane.apply(control_plane_id, nothing, select_tags, "reset", commit)
+    return _outcome(answer)
+
+
+def _outcome(answer: Mapping[str, Any]) -> Outcome:
+    target = Target(int(answer.get("version") or 0), str(answer.get("hash") or ""))
+    return Outcome(dict(answer["plan"]), bool(answer.get("committed")), target)
+
+
+def _located(fault: dict[str, Any], declared: Declared) -> str:
+    path = [part for part in fault.get("path") or [] if isinstance(part, str | int)]
+    parts = [str(fault[key]) for key in ("entity", "field", "message") if fault.get(key)]
+    return ": ".join([declared.place(path), *parts])
+
+
+# Checking without a control plane
+
+
+def check(declared: Declared, select_tags: Sequence[str] = ()) -> list[str]:
+    """Every fault that can be seen in the files alone, as `file:line: what`."""
+    try:
+        declaration = read_declaration(declared.document, select_tags)
+    except SchemaViolation as error:
+        return [f"{declared.place(violation.path)}: {violation}" for violation in error.violations]
+    return [*_item_faults(declaration, declared), *_duplicates(declaration, declared)]
+
+
+def control_plane_name(declared: Declared) -> str | None:
+    """The control plane that a document is for, if it says so."""
+    konnect = declared.document.get("_konnect")
+    if not isinstance(konnect, dict):
+        return None
+    name = konnect.get("control_plane_name") or konnect.get("runtime_group_name")
+    return name if isinstance(name, str) else None
+
+
+def _item_faults(declaration: Declaration, declared: Declared) -> Iterator[str]:
+    for item in declaration.items:
+        for violation in _item_violations(item):
+            where = declared.place((*item.path, *violation.path))
+            yield f"{where}: {item.type.kind} {item.label}: {violation}"
+
+
+def _item_violations(item: Item) -> Iterator[Violation]:
+    references = {name: {"name": ref if isinstance(ref, str) else ref.label} for name, ref in item.references.items()}
+    try:
+        parse(item.type.model, {**item.body, **references})
+    except SchemaViolation as error:
+        yield from error.violations
+    if item.type.name == "plugins":
+        yield from _config_violations(item)
+
+
+def _config_violations(item: Item) -> Iterator[Violation]:
+    name, config = item.body.get("name"), item.body.get("config")
+    if not isinstance(name, str):
+        return
+    model = PLUGINS.get(name)
+    if model is None:
+        hint = nearest(name, PLUGINS)
+        suggestion = f" (did you mean '{hint}'?)" if hint else f" (there are: {', '.join(sorted(PLUGINS))})"
+        yield Violation(("name",), f"plugin '{name}' is not known{suggestion}")
+        return
+    try:
+        parse(model, model.expand(dict(config)) if isinstance(config, dict) else config or {})
+    except SchemaViolation as error:
+        yield from (violation.under("config") for violation in error.violations)
+
+
+def _duplicates(declaration: Declaration, declared: Declared) -> Iterator[str]:
+    """Entities of one kind that share an id or the name by which they are known."""
+    seen: dict[tuple[str, str, str], Path] = {}
+    for item in declaration.items:
+        for key in ("id", *item.type.match):
+            value = item.body.get(key)
+            if not isinstance(value, str):
+                continue
+            identity = (item.type.name, key, _canonical(value) if key == "id" else value)
+            first = seen.setdefault(identity, item.path)
+            if first is not item.path:
+                where = declared.place(item.path)
+                yield f"{where}: {item.type.kind} {item.label}: the same {key} as at {declared.place(first)}"
+
+
+def _canonical(value: str) -> str:
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        return value
