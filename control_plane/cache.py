@@ -156,8 +156,9 @@ class SnapshotCache:
         clock = asyncio.get_running_loop().time
         deadline = clock() + PATIENCE_SECONDS
         while True:
-            while (pause := min(entry.last_touch + QUIET_SECONDS, deadline) - clock()) > 0:
-                await asyncio.sleep(pause)  # noqa: ASYNC110  (it waits for silence, of which no event tells)
+            # No event tells of silence, hence a loop of sleeps.
+            while (pause := min(entry.last_touch + QUIET_SECONDS, deadline) - clock()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(pause)
             seen = entry.last_touch
             try:
                 await self._refresh(control_plane_id)

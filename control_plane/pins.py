@@ -1,0 +1,109 @@
+"""Which client certificates nodes may present, and of which control plane each makes them a node (pinned mode).
+
+A pin is one certificate, not its issuer: self-signed ones are the rule. Certificates that were deleted are remembered,
+so that a node which still presents one is told, and the log says, that it was revoked and not that it is a stranger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from sqlalchemy import select
+
+from control_plane.database import Database
+from control_plane.models import REVOKED_CERTIFICATES, ControlPlane, DataPlaneCertificate
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One certificate that was registered with a control plane, now or once."""
+
+    control_plane_id: str
+    control_plane_name: str
+    fingerprint: str
+    """SHA-256 of the DER form, in hex."""
+    title: str
+    pem: str
+    not_before: datetime
+    not_after: datetime
+    revoked: bool = False
+
+    def refusal(self, now: datetime) -> tuple[str, str] | None:
+        """Why a node that presents it may not be served: a code and a sentence; None when it may."""
+        name = f"client certificate {self.fingerprint[:16]}… ({self.title or 'untitled'})"
+        name += f" of control plane {self.control_plane_name or self.control_plane_id}"
+        if self.revoked:
+            return "revoked_certificate", f"{name} was revoked"
+        if now > self.not_after:
+            return "expired_certificate", f"{name} expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}"
+        if now < self.not_before:
+            return "certificate_not_yet_valid", f"{name} is valid from {self.not_before:%Y-%m-%dT%H:%M:%SZ} only"
+        return None
+
+
+class Pins:
+    """The pins of the database, in memory: the TLS handshake cannot wait for a query."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pins: dict[str, Pin] = {}
+        self._on_change: list[Callable[[], None]] = []
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call back after each refresh that found another set of certificates."""
+        self._on_change.append(callback)
+
+    async def refresh(self) -> None:
+        """Read the certificates again. A certificate that is registered anywhere is not revoked."""
+        async with self._database.reading() as session:
+            revoked = (await session.execute(select(REVOKED_CERTIFICATES))).all()
+            names = dict((await session.execute(select(ControlPlane.id, ControlPlane.name))).tuples().all())
+            live = (await session.execute(select(DataPlaneCertificate).order_by("created_at", "id"))).scalars().all()
+        pins: dict[str, Pin] = {}
+        for gone in revoked:
+            pins[gone.fingerprint] = _pin(gone.control_plane_id, names, gone.title, gone.cert, revoked=True)
+        for row in reversed(live):
+            pins[row.fingerprint] = _pin(row.control_plane_id, names, row.title, row.cert)
+        if pins != self._pins:
+            self._pins = pins
+            for callback in self._on_change:
+                callback()
+
+    def of(self, fingerprint: str) -> Pin | None:
+        return self._pins.get(fingerprint)
+
+    @property
+    def bundle(self) -> str:
+        """All of them in PEM, revoked and expired ones too: their refusal is ours to word."""
+        return "\n".join(pin.pem for pin in self._pins.values())
+
+
+def read_certificate(pem: str) -> tuple[x509.Certificate, str, str]:
+    """The first certificate of a PEM text, with its own text and fingerprint. Raises ValueError when there is none."""
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    return certificate, certificate.public_bytes(serialization.Encoding.PEM).decode(), fingerprint_of(certificate)
+
+
+def fingerprint_of(certificate: x509.Certificate | bytes) -> str:
+    """SHA-256 of the DER form, in hex."""
+    der = certificate if isinstance(certificate, bytes) else certificate.public_bytes(serialization.Encoding.DER)
+    return hashlib.sha256(der).hexdigest()
+
+
+def _pin(control_plane_id: str, names: dict[str, str], title: str | None, pem: str, revoked: bool = False) -> Pin:
+    certificate, text, fingerprint = read_certificate(pem)
+    return Pin(
+        control_plane_id=control_plane_id,
+        control_plane_name=names.get(control_plane_id, ""),
+        fingerprint=fingerprint,
+        title=title or "",
+        pem=text,
+        not_before=certificate.not_valid_before_utc.astimezone(UTC),
+        not_after=certificate.not_valid_after_utc.astimezone(UTC),
+        revoked=revoked,
+    )

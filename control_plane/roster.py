@@ -1,0 +1,107 @@
+"""The nodes table: what each data plane node last said of itself, and whether it runs what it should.
+
+`sync_state` is `in_sync` (every worker runs the current snapshot), `pending` (it was sent, or will be), `rejected` (the
+node refused it, or cannot take it) or `offline` (no stream). The row of a node that is not heard of for 14 days goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import delete, update
+
+from control_plane.database import Database
+from control_plane.models import Node
+from gateway_schema.wire import config_pb2
+
+SyncState = Literal["in_sync", "pending", "rejected", "offline"]
+
+FORGET_AFTER_SECONDS = 14 * 24 * 3600
+_MAX_WORKERS = 1024
+_MAX_INT = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeId:
+    control_plane_id: str
+    node_id: str
+
+
+class Roster:
+    """Writes what the streams learn. Every method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def arrived(
+        self, who: NodeId, hello: config_pb2.Hello, state: SyncState, error: dict[str, Any] | None
+    ) -> None:
+        """A node said hello: its row is made, or brought up to date."""
+        now = int(time.time())
+        values: dict[str, Any] = {
+            "hostname": clean(hello.hostname, 256),
+            "version": clean(hello.version, 64),
+            "last_seen": now,
+            "config_version": min(hello.config_version, _MAX_INT),
+            "config_hash": clean(hello.hash, 32),
+            "sync_state": state,
+            "last_error": error,
+            "workers": worker_rows(hello.workers),
+            "updated_at": now,
+        }
+        async with self._database.writing() as session:
+            node = await session.get(Node, (who.control_plane_id, who.node_id))
+            if node is None:
+                session.add(Node(control_plane_id=who.control_plane_id, id=who.node_id, created_at=now, **values))
+                return
+            for name, value in values.items():
+                setattr(node, name, value)
+
+    async def record(self, who: NodeId, state: SyncState, **values: Any) -> None:
+        """The node was heard of; `values` are columns. A row that was deleted meanwhile stays deleted."""
+        now = int(time.time())
+        async with self._database.writing() as session:
+            await session.execute(
+                _row(who).values(sync_state=state, last_seen=now, updated_at=now, **values),
+                execution_options={"synchronize_session": False},
+            )
+
+    async def left(self, who: NodeId) -> None:
+        """The node's stream ended; when it was last seen stays as it was."""
+        async with self._database.writing() as session:
+            await session.execute(
+                _row(who).values(sync_state="offline"), execution_options={"synchronize_session": False}
+            )
+
+    async def prune(self, now: float) -> None:
+        async with self._database.writing() as session:
+            await session.execute(
+                delete(Node).where(Node.last_seen < int(now) - FORGET_AFTER_SECONDS),
+                execution_options={"synchronize_session": False},
+            )
+
+
+def _row(who: NodeId) -> Any:
+    return update(Node).where(Node.control_plane_id == who.control_plane_id, Node.id == who.node_id)
+
+
+def worker_rows(workers: Iterable[config_pb2.Worker]) -> list[dict[str, Any]]:
+    """Workers as the API shows them."""
+    return [
+        {
+            "index": worker.index,
+            "pid": worker.pid,
+            "version": min(worker.version, _MAX_INT),
+            "hash": clean(worker.hash, 32),
+            "state": clean(worker.state, 32),
+        }
+        for worker, _ in zip(workers, range(_MAX_WORKERS), strict=False)
+    ]
+
+
+def clean(text: str, length: int) -> str:
+    """Text from a node, short enough for its column and without NUL, which PostgreSQL cannot store."""
+    return text.replace("\0", "")[:length]
