@@ -12,56 +12,80 @@ from typing import Protocol
 class Headers:
     """An ordered multi-map of header fields; look-ups ignore case.
 
-    `raw` is the list of (name, value) pairs in wire order. The index from lower-case name to positions is built on the
-    first look-up and forgotten on each change: most headers of most requests are only ever copied.
+    `raw` is the list of (name, value) pairs in wire order. The index from lower-case name to position (a tuple of
+    positions where a field is repeated) is built on the first look-up and forgotten when positions move: most headers
+    of most requests are only ever copied.
     """
 
     __slots__ = ("_index", "raw")
 
     def __init__(self, raw: Iterable[tuple[str, str]] = ()) -> None:
         self.raw: list[tuple[str, str]] = list(raw)
-        self._index: dict[str, list[int]] | None = None
+        self._index: dict[str, int | tuple[int, ...]] | None = None
+
+    @classmethod
+    def adopt(cls, raw: list[tuple[str, str]]) -> Headers:
+        """Headers over this very list, which from now on is theirs."""
+        headers = cls.__new__(cls)
+        headers.raw = raw
+        headers._index = None
+        return headers
 
     def get(self, name: str) -> str | None:
         """The first value of a field."""
-        positions = self._positions().get(name.lower())
-        return self.raw[positions[0]][1] if positions else None
+        index = self._index
+        if index is None:
+            index = self._build()
+        found = index.get(name)
+        if found is None:
+            found = index.get(name.lower())
+            if found is None:
+                return None
+        return self.raw[found if type(found) is int else found[0]][1]  # type: ignore[index]
 
     def get_all(self, name: str) -> list[str]:
-        return [self.raw[position][1] for position in self._positions().get(name.lower(), ())]
+        return [self.raw[position][1] for position in self._positions(name)]
 
     def set(self, name: str, value: str) -> None:
         """Replace all values of a field by one, at the place of the first."""
-        positions = self._positions().get(name.lower())
+        positions = self._positions(name)
         if not positions:
-            self.raw.append((name, value))
-        elif len(positions) == 1:
-            self.raw[positions[0]] = (name, value)
+            self.add(name, value)
             return
-        else:
-            first, rest = positions[0], frozenset(positions[1:])
-            self.raw[first] = (name, value)
+        self.raw[positions[0]] = (name, value)
+        if len(positions) > 1:
+            rest = frozenset(positions[1:])
             self.raw = [pair for position, pair in enumerate(self.raw) if position not in rest]
-        self._index = None
+            self._index = None
 
     def add(self, name: str, value: str) -> None:
+        if self._index is not None:
+            _note(self._index, name.lower(), len(self.raw))
         self.raw.append((name, value))
-        self._index = None
 
     def remove(self, name: str) -> bool:
         """Drop a field; says whether it was there."""
-        lowered = name.lower()
-        if lowered not in self._positions():
+        positions = self._positions(name)
+        if not positions:
             return False
-        self.raw = [pair for pair in self.raw if pair[0].lower() != lowered]
+        for position in reversed(positions):
+            del self.raw[position]
         self._index = None
         return True
+
+    def remove_all(self, lowered: frozenset[str]) -> None:
+        """Drop all fields of these names, given in lower case."""
+        kept = [pair for pair in self.raw if pair[0].lower() not in lowered]
+        if len(kept) < len(self.raw):
+            self.raw = kept
+            self._index = None
 
     def copy(self) -> Headers:
         return Headers(self.raw)
 
     def __contains__(self, name: str) -> bool:
-        return name.lower() in self._positions()
+        index = self._index
+        return name.lower() in (self._build() if index is None else index)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self.raw)
@@ -73,13 +97,32 @@ class Headers:
         """Names only: values may be secrets."""
         return f"Headers({', '.join(name for name, _ in self.raw)})"
 
-    def _positions(self) -> dict[str, list[int]]:
+    def _positions(self, name: str) -> tuple[int, ...]:
         index = self._index
-        if index is None:
-            index = self._index = {}
-            for position, (name, _) in enumerate(self.raw):
-                index.setdefault(name.lower(), []).append(position)
+        found = (self._build() if index is None else index).get(name.lower())
+        if found is None:
+            return ()
+        return (found,) if isinstance(found, int) else found
+
+    def _build(self) -> dict[str, int | tuple[int, ...]]:
+        index: dict[str, int | tuple[int, ...]] = {}
+        for position, pair in enumerate(self.raw):
+            name = pair[0].lower()
+            if name in index:
+                _note(index, name, position)
+            else:
+                index[name] = position
+        self._index = index
         return index
+
+
+def _note(index: dict[str, int | tuple[int, ...]], name: str, position: int) -> None:
+    """Enter one more position of a lower-case name."""
+    found = index.get(name)
+    if found is None:
+        index[name] = position
+    else:
+        index[name] = (found, position) if isinstance(found, int) else (*found, position)
 
 
 class Body(Protocol):

@@ -1,0 +1,185 @@
+"""The HTTP/1.1 client: connections to upstreams, kept alive in pools by origin."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import ssl
+from collections import deque
+from typing import NamedTuple
+
+from data_plane.errors import InvalidResponse, UpstreamTimeout, UpstreamUnavailable
+from data_plane.http1.client_connection import ClientConnection, StaleConnection
+from data_plane.http1.framing import arrived, request_head
+from data_plane.http1.limits import ClientLimits, Timeouts
+from data_plane.http1.tls import Contexts
+from data_plane.messages import Request, Response
+
+__all__ = ["Client", "ClientLimits", "Origin", "Timeouts"]
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+_RACE = 1.0
+"""Seconds within which a kept connection that the upstream had already closed shows itself as such."""
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    """Where to connect and whom to trust there. Connections are shared within one origin only."""
+
+    scheme: str
+    host: str
+    port: int
+    server_name: str | None = None
+    """Name for SNI and the certificate's check, where it is not `host`."""
+    verify: bool = True
+    ca: str | None = None
+    """PEM file or PEM text of the authorities to trust instead of the client's bundle."""
+
+    @property
+    def authority(self) -> str:
+        """The Host field's value."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+
+
+class Client:
+    """Sends requests. One per worker; `ca_bundle` is the PEM file trusted by default (empty: the system's store)."""
+
+    def __init__(self, limits: ClientLimits | None = None, *, ca_bundle: str = "") -> None:
+        self._limits = limits or ClientLimits()
+        self._contexts = Contexts(ca_bundle)
+        self._kept: dict[Origin, deque[ClientConnection]] = {}
+        self._connections: dict[ClientConnection, Origin] = {}
+        self._is_closed = False
+
+    async def send(self, origin: Origin, request: Request, timeouts: Timeouts) -> Response:
+        """Send a request and receive its response, whose body may still be streaming: `close` it.
+
+        Raises InvalidResponse, UpstreamTimeout, UpstreamUnavailable; InvalidHeader where the head cannot be written.
+        The request's headers go out as they are, with only Host (if missing) and the body's framing added.
+        """
+        body = request.body
+        data = arrived(request)
+        length = len(data) if data is not None else body.length
+        head = request_head(request, origin.authority, length)
+        method = request.method
+        connection = self._take(origin)
+        if connection is not None:
+            started = asyncio.get_running_loop().time()
+            try:
+                return await connection.exchange(method, head, data, body, timeouts)
+            except StaleConnection:
+                # The upstream may close a kept connection just as we use it. Whether it took the request then cannot
+                # be told for sure; soon after sending it is all but certain that it did not, later it may have worked
+                # on it and died, and what is not idempotent must not be done twice.
+                late = asyncio.get_running_loop().time() - started > _RACE
+                if data is None or (late and method not in _IDEMPOTENT):
+                    raise
+        connection = await self._connect(origin, timeouts.connect)
+        return await connection.exchange(method, head, data, body, timeouts)
+
+    async def close(self) -> None:
+        """Close every connection; exchanges in flight fail."""
+        self._is_closed = True
+        connections = list(self._connections)
+        for connection in connections:
+            connection.abort()
+        for connection in connections:
+            await connection.closed()
+
+    @property
+    def kept_count(self) -> int:
+        """Connections that wait to be used again."""
+        return sum(len(kept) for kept in self._kept.values())
+
+    # The pools.
+
+    def _take(self, origin: Origin) -> ClientConnection | None:
+        """The connection used last, which is the least likely to have been closed meanwhile."""
+        kept = self._kept.get(origin)
+        while kept:
+            connection = kept.pop()
+            if connection.is_usable:
+                return connection
+        return None
+
+    def _keep(self, connection: ClientConnection) -> bool:
+        """Take a connection back; False when it is not wanted."""
+        origin = self._connections.get(connection)
+        if origin is None or self._is_closed:
+            return False
+        kept = self._kept.get(origin)
+        if kept is None:
+            kept = self._kept[origin] = deque()
+        if len(kept) >= self._limits.max_idle_per_origin:
+            return False
+        kept.append(connection)
+        return True
+
+    def _forget(self, connection: ClientConnection) -> None:
+        origin = self._connections.pop(connection, None)
+        kept = self._kept.get(origin) if origin is not None else None
+        if origin is None or kept is None:
+            return
+        with contextlib.suppress(ValueError):  # It was in use, not among the kept.
+            kept.remove(connection)
+        if not kept:
+            del self._kept[origin]
+
+    # Connecting.
+
+    async def _connect(self, origin: Origin, timeout: float) -> ClientConnection:
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._open(origin, timeout)
+        except TimeoutError:
+            raise UpstreamTimeout("timeout_connect", f"no connection to {origin.authority}") from None
+        except socket.gaierror as error:
+            raise UpstreamUnavailable("dns", f"{origin.host}: {error}") from None
+        except ssl.SSLError as error:
+            raise InvalidResponse("tls", f"{origin.authority}: {error}") from None
+        except OSError as error:
+            # During the handshake a peer that hangs up shows as a reset or an abort, never as a refusal.
+            cut = origin.scheme == "https" and isinstance(error, (ConnectionResetError, ConnectionAbortedError))
+            raise InvalidResponse("tls" if cut else "refused", f"{origin.authority}: {error}") from None
+        return connection
+
+    async def _open(self, origin: Origin, timeout: float) -> ClientConnection:
+        """Try each address of the host in turn, none for longer than its share of the time."""
+        addresses = await _addresses(origin.host, origin.port)
+        for number, address in enumerate(addresses, 1):
+            try:
+                async with asyncio.timeout(timeout / len(addresses)):
+                    return await self._open_address(origin, address, timeout)
+            except (TimeoutError, OSError) as error:
+                if number == len(addresses) or isinstance(error, ssl.SSLError):
+                    raise
+        raise socket.gaierror(f"{origin.host} has no address")
+
+    async def _open_address(self, origin: Origin, address: str, timeout: float) -> ClientConnection:
+        loop = asyncio.get_running_loop()
+        secure = origin.scheme == "https"
+        context = self._contexts.get(origin.verify, origin.ca) if secure else None
+        _, connection = await loop.create_connection(
+            lambda: ClientConnection(self._limits, self._keep, self._forget),
+            address,
+            origin.port,
+            ssl=context,
+            server_hostname=(origin.server_name or origin.host) if secure else None,
+            ssl_handshake_timeout=timeout if secure else None,
+        )
+        if connection.is_usable:
+            self._connections[connection] = origin
+        return connection
+
+
+async def _addresses(host: str, port: int) -> list[str]:
+    """The host's IP addresses, each once. Raises socket.gaierror."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return [host]

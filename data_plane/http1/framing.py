@@ -1,0 +1,217 @@
+"""How messages are written: heads, chunks, and the rule that says where a body ends.
+
+Framing is decided here and nowhere else: whatever `Content-Length`, `Transfer-Encoding`, `Connection` and `Keep-Alive`
+a plugin or an upstream left among the headers of a response is replaced by what we really do. A name or value that
+would break out of its line raises InvalidHeader, so no header can end a head early or add another one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+
+from data_plane.messages import BufferedBody, Headers, Request, Response
+
+BY_LENGTH, CHUNKED, UNTIL_CLOSE, NO_BODY = range(4)
+"""How the end of a body is told."""
+
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_PLAIN, _CONTENT_LENGTH, _DROPPED, _CONNECTION, _DATE, _HOST = range(6)
+_KEPT = (_PLAIN, _HOST)
+_REPLACED = (_CONTENT_LENGTH, _DROPPED)
+_SPECIAL = {
+    "content-length": _CONTENT_LENGTH,
+    "transfer-encoding": _DROPPED,
+    "keep-alive": _DROPPED,
+    "connection": _CONNECTION,
+    "date": _DATE,
+    "host": _HOST,
+}
+_MAX_KNOWN = 2048
+"""Names remembered; beyond it each is checked again, so that strangers cannot fill our memory."""
+_kinds: dict[str, int] = {}
+_names: dict[bytes, str] = {}
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_TARGET = re.compile(r"[!-~\x80-\xff]+").fullmatch
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+class InvalidHeader(ValueError):
+    """A header (or request line) that cannot be written as it is. Names the field, never its value."""
+
+
+def decode_name(name: bytes) -> str:
+    """A header's name as text; common ones are shared rather than made anew."""
+    text = _names.get(name)
+    if text is None:
+        text = name.decode("latin-1")
+        if len(_names) < _MAX_KNOWN:
+            _names[name] = text
+    return text
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class ResponseHead:
+    """A response's head in wire form, and how its body must follow."""
+
+    __slots__ = ("data", "framing", "keep_alive", "length")
+
+    def __init__(self, data: bytes, framing: int, length: int, keep_alive: bool) -> None:
+        self.data = data
+        self.framing = framing
+        self.length = length
+        """Bytes of body to write, where `framing` is BY_LENGTH."""
+        self.keep_alive = keep_alive
+
+
+def response_head(response: Response, method: str, http_1_0: bool, keep_alive: bool) -> ResponseHead:
+    """Serialise a head. Raises InvalidHeader."""
+    status = response.status
+    lines = [_status_line(status, response.reason)]
+    declared, dated = None, False
+    for name, value in response.headers.raw:
+        kind = _kinds.get(name)
+        if kind is None:
+            kind = _classify(name)
+        if kind in _KEPT:
+            lines.append(f"{name}: {value}\r\n")
+        elif kind == _CONTENT_LENGTH:
+            declared = value
+        elif kind == _CONNECTION:
+            keep_alive = keep_alive and "close" not in value.lower()
+        elif kind == _DATE:
+            dated = True
+            lines.append(f"{name}: {value}\r\n")
+    body = response.body
+    size = len(body) if isinstance(body, bytes) else _declared_length(declared)
+    framing = _framing(status, method, size, http_1_0)
+    if framing == NO_BODY:
+        _describe_absent_body(lines, status, body, size, declared)
+    elif framing == BY_LENGTH:
+        lines.append(f"Content-Length: {size}\r\n")
+    elif framing == CHUNKED:
+        lines.append("Transfer-Encoding: chunked\r\n")
+    else:
+        keep_alive = False
+    if not dated:
+        lines.append(_date_line())
+    if not keep_alive:
+        lines.append("Connection: close\r\n")
+    elif http_1_0:
+        lines.append("Connection: keep-alive\r\n")
+    return ResponseHead(_encode(lines), framing, size or 0, keep_alive)
+
+
+def request_head(request: Request, host: str, length: int | None) -> bytes:
+    """Serialise a head whose body has `length` bytes (None: chunked). Adds Host and framing only. InvalidHeader."""
+    method, target = request.method, request.target
+    if method not in _METHODS_WITH_BODY and _TOKEN(method) is None:
+        raise InvalidHeader("invalid request method")
+    if _TARGET(target) is None:
+        raise InvalidHeader("invalid request target")
+    lines = [f"{method} {target} HTTP/1.1\r\n"]
+    has_host = False
+    for name, value in request.headers.raw:
+        kind = _kinds.get(name)
+        if kind is None:
+            kind = _classify(name)
+        if kind in _REPLACED:
+            continue
+        if kind == _HOST:
+            has_host = True
+        lines.append(f"{name}: {value}\r\n")
+    if not has_host:
+        lines.insert(1, f"Host: {host}\r\n")
+    if length is None:
+        lines.append("Transfer-Encoding: chunked\r\n")
+    elif length or method in _METHODS_WITH_BODY:
+        lines.append(f"Content-Length: {length}\r\n")
+    return _encode(lines)
+
+
+def arrived(request: Request) -> bytes | None:
+    """The whole body of a request if it is all here, else None."""
+    body = request.body
+    if type(body) is BufferedBody:
+        return body.data
+    probe = getattr(body, "arrived", None)
+    data: bytes | None = probe() if probe is not None else None
+    return data
+
+
+def is_chunked(headers: Headers) -> bool | None:
+    """Whether `Transfer-Encoding` says chunked; None when it names anything else, which nobody here can decode."""
+    codings = headers.get_all("transfer-encoding")
+    if not codings:
+        return False
+    return True if len(codings) == 1 and codings[0].lower() == "chunked" else None
+
+
+def _classify(name: str) -> int:
+    if _TOKEN(name) is None:
+        raise InvalidHeader("invalid header name")
+    kind = _SPECIAL.get(name.lower(), _PLAIN)
+    if len(_kinds) < _MAX_KNOWN:
+        _kinds[name] = kind
+    return kind
+
+
+def _encode(lines: list[str]) -> bytes:
+    """Join a head's lines. Each has exactly one CR and one LF of its own; one more was smuggled in by a value."""
+    text = "".join(lines)
+    count = len(lines)
+    if text.count("\n") != count or text.count("\r") != count or "\0" in text:
+        culprit = next((line for line in lines if re.search(r"[\0\r\n]", line[:-2])), lines[0])
+        raise InvalidHeader(f"line break or NUL in {culprit.partition(':')[0][:64]!r}")
+    try:
+        return (text + "\r\n").encode("latin-1")
+    except UnicodeEncodeError:
+        raise InvalidHeader("a header is not latin-1 text") from None
+
+
+def _framing(status: int, method: str, size: int | None, http_1_0: bool) -> int:
+    if method == "HEAD" or status == 204 or status == 304 or status < 200:
+        return NO_BODY
+    if size is not None:
+        return BY_LENGTH
+    return UNTIL_CLOSE if http_1_0 else CHUNKED
+
+
+def _describe_absent_body(lines: list[str], status: int, body: object, size: int | None, declared: str | None) -> None:
+    """The answer to HEAD, and 304, tell the length that the body would have; 204 must not."""
+    if status == 204 or status < 200:
+        return
+    told = _declared_length(declared)
+    if told is None and status != 304 and isinstance(body, bytes):
+        told = size
+    if told is not None:
+        lines.append(f"Content-Length: {told}\r\n")
+
+
+def _declared_length(value: str | None) -> int | None:
+    return int(value) if value is not None and value.isascii() and value.isdigit() and len(value) < 19 else None
+
+
+def _status_line(status: int, reason: str) -> str:
+    if reason:
+        return f"HTTP/1.1 {status:03d} {reason}\r\n"
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status:03d} \r\n"
+
+
+_date_cache: tuple[int, str] = (0, "")
+
+
+def _date_line() -> str:
+    global _date_cache
+    now = int(time.time())
+    if _date_cache[0] != now:
+        _date_cache = (now, f"Date: {formatdate(now, usegmt=True)}\r\n")
+    return _date_cache[1]
