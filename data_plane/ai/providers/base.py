@@ -7,9 +7,13 @@ OpenAI chunks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
+
+import orjson
+
+from gateway_schema.plugins.llm import ModelOptions
 
 
 @dataclass(slots=True)
@@ -21,6 +25,8 @@ class Usage:
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_writes_by_ttl: Mapping[str, int] | None = None
+    """What of `cache_write_tokens` the provider broke down by lifetime (`5m`, `1h`)."""
 
 
 @dataclass(slots=True)
@@ -37,12 +43,15 @@ class EncodedRequest:
 
 @dataclass(slots=True)
 class DecodedResponse:
-    """An OpenAI chat completion and what is known of it; `body` is None when the provider's bytes may go as they are."""
+    """An OpenAI chat completion and what is known of it. `body` is None when the provider's bytes may go as is."""
 
     body: dict[str, Any] | None
     model: str
     usage: Usage | None
     finish_reason: str = ""
+    service_tier: str = ""
+    text_length: int = 0
+    """Bytes of generated text, for estimates when the provider reports no usage."""
 
 
 @dataclass(slots=True)
@@ -67,10 +76,12 @@ class StreamDecoder(Protocol):
     usage: Usage | None
     model: str
     finish_reason: str
+    service_tier: str
     done: bool
-    """The provider ended its stream in order."""
+    """The provider ended its stream in order; the last event was `DONE`."""
 
-    def feed(self, data: bytes) -> Sequence[StreamEvent]: ...
+    def feed(self, data: bytes) -> Sequence[StreamEvent]:
+        """Never raises: what cannot be read becomes an error frame, after which everything is ignored."""
 
     def close(self) -> Sequence[StreamEvent]:
         """The upstream's bytes have ended; the last frames, an error frame when they ended too early."""
@@ -79,10 +90,56 @@ class StreamDecoder(Protocol):
 class Adapter(Protocol):
     """One provider for one target's model."""
 
+    @property
+    def stream_type(self) -> str:
+        """Media type of the provider's streams."""
+
     def encode(self, chat: Mapping[str, Any], *, stream: bool) -> EncodedRequest:
-        """Raises LlmError(400) for what the provider cannot do."""
+        """Raises LlmError(400) for what the provider cannot do. `chat` is not changed."""
 
     def decode(self, body: bytes, headers: Mapping[str, str]) -> DecodedResponse:
-        """Raises LlmError(500) when a 200 answer is not what it should be."""
+        """Raises LlmError(500) when a 200 answer is not what it should be. Header names are lower-case."""
 
     def stream_decoder(self, headers: Mapping[str, str]) -> StreamDecoder: ...
+
+
+class Unaddressable(Exception):
+    """It is not known where a model lives: the field of the target's configuration that would tell, and why."""
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        self.message = message
+        super().__init__(f"{field}: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRow:
+    """What the gateway must know of a provider beside its adapter."""
+
+    adapter: Callable[[str, ModelOptions], Adapter]
+    base_url: Callable[[ModelOptions, Mapping[str, str]], str]
+    """From a target's options and the environment. Raises Unaddressable."""
+    identity: Literal["none", "aws"]
+    """Who signs when the configuration names neither header nor parameter."""
+    route_types: frozenset[str]
+
+
+DONE: Final = StreamEvent(b"[DONE]")
+
+
+def error_event(message: str, kind: str = "upstream_error", code: int | str | None = None) -> StreamEvent:
+    """An error in the middle of a stream, as OpenAI's clients understand it."""
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return StreamEvent(orjson.dumps({"error": error}), error=True)
+
+
+def count(value: Any) -> int:
+    """A number of tokens as a provider reported it; nonsense counts as none."""
+    return value if type(value) is int and value > 0 else 0
+
+
+def text_size(text: Any) -> int:
+    """Bytes of a text in UTF-8; 0 for what is no text."""
+    if type(text) is not str:
+        return 0
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
