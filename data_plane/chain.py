@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from data_plane.error_bodies import error_page
-from data_plane.errors import GatewayError, InternalError, NoService, UpstreamError
+from data_plane.errors import ClientDisconnected, GatewayError, InternalError, NoService, UpstreamError
 from data_plane.exchange import Exchange, Handler, Upstream
 from data_plane.messages import Response
 
@@ -161,7 +161,14 @@ async def run(plan: Plan, exchange: Exchange) -> Response:
     try:
         response = await plan.first(exchange)
     except GatewayError as error:
-        return error_response(error, exchange)
+        response = error_response(error, exchange)
+        if exchange.plugin_name and error.status < 500:
+            response.source = "plugin"
+        return response
+    except ClientDisconnected:
+        # Its body broke off while somebody read it. Nobody is left to see the answer; the event will tell.
+        exchange.error_kind = "client_closed"
+        return Response(499, source="gateway_error")
     except Exception:
         log.exception("exchange %s failed in %s", exchange.id, exchange.plugin_name or "the gateway")
         return error_response(InternalError(), exchange)

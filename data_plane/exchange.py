@@ -80,6 +80,7 @@ class Exchange:
 
     __slots__ = (
         "chat",
+        "client_ip",
         "consumer",
         "credential",
         "deadline",
@@ -93,6 +94,7 @@ class Exchange:
         "plan",
         "plugin_name",
         "plugins",
+        "received_body",
         "request",
         "response",
         "route",
@@ -101,6 +103,7 @@ class Exchange:
         "service",
         "shared",
         "started_at",
+        "trusted",
         "upstream",
         "upstream_status",
     )
@@ -115,6 +118,12 @@ class Exchange:
         self.parent_id: str = "" if parent is None else parent.id
         self.scheme = request.scheme
         """As the client used it, where a trusted proxy says so."""
+        self.client_ip: str = request.peer[0]
+        """The client's address, where a trusted proxy tells it."""
+        self.trusted = False
+        """Whether the peer is a proxy whose X-Forwarded-* headers are believed."""
+        self.received_body = request.body
+        """The body as it arrives, for the count of its bytes: plugins may put another in its place."""
         self.deadline: float | None = None if parent is None else parent.deadline
         self.route: Route | None = None
         self.service: Service | None = None

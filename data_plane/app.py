@@ -1,0 +1,142 @@
+"""A worker: the process that answers requests, assembled.
+
+`Worker` holds one of everything: client, pipeline, server. It builds runtimes aside, in a thread, and swaps them by one
+assignment. `run_worker` is the process around it: event loop, signals, channel to the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import signal
+from pathlib import Path
+
+import uvloop
+
+from data_plane.agent.channel import WorkerChannel
+from data_plane.agent.store import Store
+from data_plane.analytics import Reporter
+from data_plane.errors import ConfigError
+from data_plane.http1.client import Client
+from data_plane.http1.limits import ServerLimits
+from data_plane.http1.server import Server
+from data_plane.loopback import Loopback
+from data_plane.pipeline import Pipeline
+from data_plane.runtime import Runtime, Workshop
+from data_plane.settings import Settings
+from gateway_schema.document import Document
+from gateway_schema.violations import SchemaViolation, render_path
+
+__all__ = ["Pipeline", "Worker", "run_worker"]
+
+log = logging.getLogger(__name__)
+
+STOPPED, FAILED, PORT_IN_USE = 0, 1, 3
+"""Exit codes."""
+FLUSH_TIMEOUT = 5.0
+"""Seconds for the agent to take the last events at the end."""
+
+
+class Worker:
+    """Everything that answers requests, in one event loop."""
+
+    def __init__(
+        self, settings: Settings, reporter: Reporter, *, node_id: str = "", client: Client | None = None
+    ) -> None:
+        self._settings = settings
+        self._client = client if client is not None else Client(ca_bundle=settings.tls_ca_bundle)
+        loopback = Loopback(settings.own_ports)
+        self._workshop = Workshop(settings, self._client, loopback, port=settings.proxy_port, node_id=node_id)
+        self.pipeline = Pipeline(self._workshop, reporter)
+        limits = ServerLimits(
+            max_head_size=settings.max_head_size,
+            max_body_size=settings.max_body_size,
+            head_timeout=settings.head_timeout,
+            keepalive_timeout=settings.keepalive_timeout,
+        )
+        self._server = Server(self.pipeline, limits)
+
+    async def listen(self, *, reuse_port: bool = True) -> int:
+        """Accept connections; until a configuration is applied every request gets 404. Raises OSError."""
+        port = await self._server.listen(self._settings.proxy_host, self._settings.proxy_port, reuse_port)
+        self._workshop.port = port
+        self._workshop.loopback.own_ports |= {port}
+        return port
+
+    async def apply(self, payload: bytes, version: int) -> None:
+        """Build a document's canonical bytes aside and swap it in. Raises ConfigError; then the old one stays."""
+        runtime = await asyncio.to_thread(build, payload, self._workshop)
+        runtime.version = version
+        self.pipeline.swap(runtime)
+        # A configuration lives long: without this, every full collection would walk all of it.
+        gc.freeze()
+
+    async def stop(self, timeout: float) -> None:
+        """Accept no more, let exchanges finish for `timeout` seconds, close everything."""
+        await self._server.drain(timeout)
+        await self.pipeline.close()
+        await self._client.close()
+
+
+def build(payload: bytes, workshop: Workshop) -> Runtime:
+    """Compile canonical bytes. Raises ConfigError."""
+    try:
+        document = Document.load(payload)
+    except SchemaViolation as error:
+        first = error.violations[0]
+        kind = first.path[0] if first.path and isinstance(first.path[0], str) else ""
+        raise ConfigError(first.message, entity_type=kind, field=render_path(first.path[1:])) from None
+    return Runtime.build(document, workshop)
+
+
+def run_worker(settings: Settings, index: int, channel_path: Path) -> int:
+    """Serve until told to stop; the process's exit code."""
+    # Requests make little garbage in cycles: collecting it seldom costs nothing and saves much.
+    gc.set_threshold(20_000, 20, 20)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_Process(settings, index, channel_path).run())
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        log.error("%s:%d is in use", settings.proxy_host, settings.proxy_port)
+        return PORT_IN_USE
+    return STOPPED
+
+
+class _Process:
+    """A worker's process: from listening to the last event delivered."""
+
+    def __init__(self, settings: Settings, index: int, channel_path: Path) -> None:
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self._channel = WorkerChannel(channel_path, index, os.getpid(), self._on_snapshot, self._stop.set)
+        self._worker = Worker(settings, self._channel, node_id=Store(settings.state_dir).node_id())
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        port = await self._worker.listen()
+        log.info("listening host=%s port=%d", self._settings.proxy_host, port)
+        channel = loop.create_task(self._channel.run(), name="worker channel")
+        stopping = loop.create_task(self._stop.wait(), name="stop signal")
+        try:
+            await asyncio.wait((channel, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if channel.done():
+                channel.result()  # it never ends but by a fault of ours, which must end the process
+            await self._worker.stop(self._settings.drain_timeout)
+            if not await self._channel.flush(FLUSH_TIMEOUT):
+                log.warning("the agent did not take the last events in time")
+        finally:
+            channel.cancel()
+            stopping.cancel()
+            await asyncio.gather(channel, stopping, return_exceptions=True)
+
+    async def _on_snapshot(self, version: int, hash_: str, path: Path) -> None:
+        payload = await asyncio.to_thread(path.read_bytes)
+        await self._worker.apply(payload, version)
+        log.info("applied version=%d hash=%s", version, hash_)

@@ -1,0 +1,94 @@
+"""Calls to ourselves, without a socket.
+
+A URL that names this node's own proxy listener is answered by the same pipeline in process: a full exchange of its
+own, with its own id, authentication, plugins, log record and analytics event, that inherits nothing but a deadline and
+its depth. A call that comes from too deep is refused, so that a route that calls itself ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from data_plane.error_bodies import error_page
+from data_plane.errors import LoopDetected, UpstreamTimeout
+from data_plane.exchange import MAX_DEPTH, Exchange
+from data_plane.http1.server import Sent
+from data_plane.messages import Request, Response
+
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
+
+
+class Application(Protocol):
+    async def answer(self, request: Request, parent: Exchange | None = None) -> tuple[Response, Exchange]: ...
+
+    def finished(self, token: Exchange, response: Response, sent: Sent) -> None: ...
+
+
+class Loopback:
+    """Sends requests to this very node. `attach` gives it the application once there is one."""
+
+    def __init__(self, own_ports: frozenset[int]) -> None:
+        self.own_ports = own_ports
+        self._application: Application | None = None
+
+    def attach(self, application: Application) -> None:
+        self._application = application
+
+    def names_us(self, host: str, port: int) -> bool:
+        return port in self.own_ports and host.lower() in _LOOPBACK_HOSTS
+
+    async def send(self, request: Request, parent: Exchange, timeout: float) -> Response:
+        """`timeout` in seconds until the head is there. Raises UpstreamTimeout. The response must be closed."""
+        assert self._application is not None, "a loopback call before the pipeline exists"
+        if parent.depth >= MAX_DEPTH:
+            return error_page(LoopDetected(), parent.id, request.headers, request.method)
+        if parent.deadline is not None:
+            timeout = min(timeout, parent.deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(timeout):
+                response, exchange = await self._application.answer(request, parent)
+        except TimeoutError:
+            raise UpstreamTimeout("timeout_read", "a call to ourselves took too long", sent=True) from None
+        _Delivery(self._application, exchange, response).begin(request.method)
+        return response
+
+
+class _Delivery:
+    """Watches a response being consumed in process, and tells the application once when it is over."""
+
+    __slots__ = ("_application", "_body", "_complete", "_exchange", "_response", "_size")
+
+    def __init__(self, application: Application, exchange: Exchange, response: Response) -> None:
+        self._application = application
+        self._exchange = exchange
+        self._response = response
+        self._body = response.body
+        self._size = sum(len(name) + len(value) + 4 for name, value in response.headers) + len(
+            "HTTP/1.1 200 OK\r\n\r\n"
+        )
+        self._complete = False
+
+    def begin(self, method: str) -> None:
+        if method == "HEAD" or isinstance(self._body, bytes):
+            self._complete = True
+            if method == "HEAD":
+                self._response.body = b""
+            else:
+                self._size += len(self._body) if isinstance(self._body, bytes) else 0
+        else:
+            self._response.body = self._pieces(self._body)
+        # Registered last, it runs after the closers that stop the upstream, when all counts are final.
+        self._response.on_close(self._end)
+
+    async def _pieces(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in body:
+            self._size += len(piece)
+            yield piece
+        self._complete = True
+
+    async def _end(self) -> None:
+        sent = Sent(True, self._size, "complete" if self._complete else "client_closed")
+        self._application.finished(self._exchange, self._response, sent)

@@ -1,0 +1,197 @@
+"""What happens to a request between the server and the wire behind: one exchange, from head to last byte.
+
+The pipeline takes the current runtime once per exchange, routes, walks the chain, and when the last byte is out runs
+the log phase and reports exactly one event. Calls that this node makes to itself take the same way, without a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+
+from data_plane import chain
+from data_plane.analytics import Reporter, event_of
+from data_plane.error_bodies import error_page
+from data_plane.errors import BadRequest, GatewayError, HttpsRequired, InternalError, RouteNotFound
+from data_plane.exchange import Exchange
+from data_plane.forwarding import TrustedPeers, forwarded_host
+from data_plane.http1.server import Sent
+from data_plane.log_record import log_record
+from data_plane.messages import Headers, Request, Response
+from data_plane.router import Match
+from data_plane.runtime import Runtime, Workshop
+from data_plane.upstream import SERVER, VIA
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Implements the HTTP server's Application, and answers calls to ourselves (`parent` is the caller's exchange)."""
+
+    def __init__(self, workshop: Workshop, reporter: Reporter) -> None:
+        settings = workshop.settings
+        self.runtime = Runtime.empty()
+        self._workshop = workshop
+        self._reporter = reporter
+        self._trusted = TrustedPeers(settings.trusted_ips)
+        self._shows_debug = settings.allow_debug_header
+        self._retired: set[Runtime] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        workshop.loopback.attach(self)
+
+    # The server's Application.
+
+    async def answer(self, request: Request, parent: Exchange | None = None) -> tuple[Response, Exchange]:
+        """Never raises but CancelledError; whoever is cancelled here gets no `finished`."""
+        runtime = self.runtime
+        runtime.exchanges += 1
+        exchange = Exchange(request, runtime, parent=parent)
+        try:
+            response = await self._respond(exchange, runtime)
+        except asyncio.CancelledError:
+            self.finished(exchange, Response(0, source="gateway_error"), Sent())
+            raise
+        exchange.response = response
+        self._complete_head(exchange, response)
+        return response, exchange
+
+    def finished(self, token: Exchange, response: Response, sent: Sent) -> None:
+        """The exchange is over: log phase, event, and perhaps the end of its runtime. Never raises."""
+        try:
+            plan = token.plan or token.runtime.unrouted
+            if plan.log_slots:
+                chain.run_log_phase(plan, token, log_record(token, response, sent))
+            self._reporter.report(event_of(token, response, sent))
+        except Exception:
+            log.exception("exchange %s could not be reported", token.id)
+        runtime = token.runtime
+        runtime.exchanges -= 1
+        if not runtime.exchanges and runtime in self._retired:
+            self._close(runtime)
+
+    def refused(self, error: GatewayError, request: Request | None, peer: tuple[str, int]) -> Response:
+        """What goes out before the connection is closed; counted where it is known what was asked for."""
+        if request is None:
+            response = error_page(error, os.urandom(16).hex(), None)
+            response.headers.add("Server", SERVER)
+            return response
+        exchange = Exchange(request, self.runtime)
+        response = exchange.response = chain.error_response(error, exchange)
+        self._complete_head(exchange, response)
+        if not isinstance(error, InternalError):
+            # An internal error here replaces an answer that could not be written, and that exchange counts already.
+            self.runtime.exchanges += 1
+            body_size = len(response.body) if isinstance(response.body, bytes) else 0
+            self.finished(exchange, response, Sent(True, body_size, "complete"))
+        return response
+
+    # Runtimes.
+
+    def swap(self, runtime: Runtime) -> None:
+        """From now on, exchanges begin on `runtime`; the old one ends with its last."""
+        old, self.runtime = self.runtime, runtime
+        self._retired.add(old)
+        if not old.exchanges:
+            self._close(old)
+
+    async def close(self) -> None:
+        """Close the runtime in force and wait until all replaced ones are."""
+        await self.runtime.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _close(self, runtime: Runtime) -> None:
+        self._retired.discard(runtime)
+        task = asyncio.get_running_loop().create_task(runtime.close(), name=f"close runtime {runtime.version}")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    # One exchange.
+
+    async def _respond(self, exchange: Exchange, runtime: Runtime) -> Response:
+        try:
+            match = self._route(exchange, runtime)
+        except GatewayError as error:
+            return chain.error_response(error, exchange)
+        except Exception:
+            log.exception("exchange %s could not be routed", exchange.id)
+            return chain.error_response(InternalError(), exchange)
+        if exchange.scheme == "http" and (diversion := _diversion(match, exchange)) is not None:
+            return diversion
+        plan = exchange.plan
+        assert plan is not None
+        return await chain.run(plan, exchange)
+
+    def _route(self, exchange: Exchange, runtime: Runtime) -> Match:
+        request = exchange.request
+        if self._trusted:
+            self._trusted.introduce(exchange)
+        if not request.target.startswith("/"):
+            _reduce_target(request)
+        match = runtime.router.match(request, scheme=exchange.scheme, port=self._workshop.port)
+        if match is None:
+            raise RouteNotFound
+        exchange.match = match
+        exchange.route = match.route
+        exchange.service = match.service
+        plan = exchange.plan = runtime.plans[match.route.id or ""]
+        exchange.upstream = plan.upstream
+        return match
+
+    def _complete_head(self, exchange: Exchange, response: Response) -> None:
+        """The headers that every answer carries (`reference/gateway.md` §3.7)."""
+        headers, marks = response.headers, exchange.marks
+        if response.source == "upstream" and marks.first_attempt is not None:
+            started, first_byte = marks.upstream_started or 0.0, marks.first_byte or 0.0
+            headers.add("X-Kong-Upstream-Latency", str(int((first_byte - started) * 1000)))
+            headers.add("X-Kong-Proxy-Latency", str(int((marks.first_attempt - marks.received) * 1000)))
+            if exchange.plan is None or exchange.upstream is not exchange.plan.upstream:
+                # Not a service of ours, whose headers have been seen to.
+                if "via" not in headers:
+                    headers.add("Via", VIA)
+                if "server" not in headers:
+                    headers.add("Server", SERVER)
+        else:
+            headers.add("X-Kong-Response-Latency", str(int((time.monotonic() - marks.received) * 1000)))
+            if "server" not in headers:
+                headers.add("Server", SERVER)
+        headers.add("X-Kong-Request-Id", exchange.id)
+        if self._shows_debug and exchange.request.headers.get("kong-debug") == "1":
+            _add_debug_headers(exchange, headers)
+
+
+def _reduce_target(request: Request) -> None:
+    """A target in absolute form becomes path and query; its authority is the Host (RFC 9112 §3.2.2)."""
+    scheme, separator, rest = request.target.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        raise BadRequest
+    end = min((position for mark in "/?" if (position := rest.find(mark)) >= 0), default=len(rest))
+    authority, path = rest[:end], rest[end:]
+    request.target = path if path.startswith("/") else "/" + path
+    request.headers.set("Host", authority.rpartition("@")[2])
+
+
+def _diversion(match: Match, exchange: Exchange) -> Response | None:
+    """What a request gets that came over plain HTTP/1 to a route that wants TLS or HTTP/2; None when all is well."""
+    protocols = match.route.protocols
+    if "http" in protocols or "ws" in protocols:
+        return None
+    if "grpc" in protocols or "grpcs" in protocols:
+        headers = {"Connection": "Upgrade", "Upgrade": "HTTP/2"}
+        return chain.error_response(HttpsRequired("Please use HTTP2 protocol", headers=headers), exchange)
+    status = match.route.https_redirect_status_code
+    if status == 426:
+        headers = {"Connection": "Upgrade", "Upgrade": "TLS/1.2, HTTP/1.1"}
+        return chain.error_response(HttpsRequired(headers=headers), exchange)
+    location = f"https://{forwarded_host(exchange)}{exchange.request.target}"
+    return Response(status, Headers([("Location", location)]), source="gateway_error")
+
+
+def _add_debug_headers(exchange: Exchange, headers: Headers) -> None:
+    for kind, entity in (("Route", exchange.route), ("Service", exchange.service)):
+        if entity is not None:
+            headers.add(f"Kong-{kind}-Id", entity.id or "")
+            if entity.name:
+                headers.add(f"Kong-{kind}-Name", entity.name)

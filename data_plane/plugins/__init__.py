@@ -1,0 +1,17 @@
+"""The handlers of the gateway's plugins, by name. A plugin is one file here and one line in `HANDLERS`.
+
+A handler is made once per plugin entity, `Handler(config, supplies)`, and raises ConfigError (or ValueError) for a
+configuration that its class accepts but that cannot run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data_plane.exchange import Handler, Supplies
+from data_plane.plugins.key_auth import KeyAuth
+
+HANDLERS: Mapping[str, Callable[[Any, Supplies], Handler]] = {
+    "key-auth": KeyAuth,
+}

@@ -1,0 +1,204 @@
+"""key-auth: name the consumer whose key the request carries, or refuse it (`reference/gateway.md` §4.1)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import parse_qsl, unquote_plus, urlencode
+
+import orjson
+
+from data_plane.errors import ConfigError, GatewayError, InternalError, PayloadTooLarge, Unauthorized
+from data_plane.exchange import Exchange, Proceed, Supplies
+from data_plane.messages import Response
+from gateway_schema.entities import Consumer, KeyAuthCredential
+from gateway_schema.plugins.key_auth import KeyAuthConfig
+
+MAX_BODY = 1024 * 1024
+"""Bytes of a body that is searched for a key; a longer one holds none."""
+
+_IDENTITY_HEADERS = (
+    "X-Consumer-ID",
+    "X-Consumer-Custom-ID",
+    "X-Consumer-Username",
+    "X-Credential-Identifier",
+    "X-Anonymous-Consumer",
+)
+_CLAIMS = frozenset(
+    spelling for name in _IDENTITY_HEADERS for spelling in (name.lower(), name.lower().replace("-", "_"))
+)
+"""Underscores reach some services as hyphens: that spelling must not smuggle a claim past us either."""
+_NO_KEY = "No API key found in request"
+
+
+class DuplicateKey(Exception):
+    """A name that stands more than once in one place."""
+
+
+class KeyAuth:
+    """Finds the key, hides it, and sets or clears what tells the service who called."""
+
+    def __init__(self, config: KeyAuthConfig, supplies: Supplies) -> None:
+        if config.principals is not None and config.principals.enabled:
+            raise ConfigError("Kong Identity is not available in this gateway", field="config.principals.enabled")
+        self._config = config
+        self._owners = supplies.consumers_by_key
+        self._consumers = supplies.consumers
+        self._challenge = f'Key realm="{_quoted(config.realm)}"' if config.realm else "Key"
+
+    async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
+        config = self._config
+        if exchange.request.method == "OPTIONS" and not config.run_on_preflight:
+            return await proceed(exchange)
+        if config.anonymous and exchange.credential is not None:
+            return await proceed(exchange)  # another authentication plugin has named the consumer already
+        try:
+            consumer, credential = await self._authenticate(exchange)
+        except Unauthorized:
+            if not config.anonymous:
+                raise
+            self._admit_anonymous(exchange, config.anonymous)
+        else:
+            _admit(exchange, consumer, credential)
+        return await proceed(exchange)
+
+    async def _authenticate(self, exchange: Exchange) -> tuple[Consumer, KeyAuthCredential]:
+        try:
+            key = await self._take_key(exchange)
+        except DuplicateKey:
+            raise self._refusal("Duplicate API key found") from None
+        if key is None:
+            raise self._refusal(_NO_KEY)
+        owner = self._owners.get(key)
+        if owner is None or _expired(owner[1]):
+            raise self._refusal("Unauthorized")
+        return owner
+
+    def _refusal(self, message: str) -> GatewayError:
+        return Unauthorized(message, challenge=self._challenge)
+
+    async def _take_key(self, exchange: Exchange) -> str | None:
+        """The first key under the configured names: header, then query, then body, name by name."""
+        config = self._config
+        body = await _read_fields(exchange) if config.key_in_body else None
+        for name in config.key_names:
+            key = None
+            if config.key_in_header:
+                key = _only(exchange.request.headers.get_all(name))
+            if key is None and config.key_in_query:
+                key = _only(_query_values(exchange.request.query, name))
+            if key is None and body is not None:
+                key = body.find(name)
+            if key is not None:
+                if config.hide_credentials:
+                    _hide(exchange, name, body)
+                return key
+        return None
+
+    def _admit_anonymous(self, exchange: Exchange, who: str) -> None:
+        consumer = self._consumers.get(who)
+        if consumer is None:
+            raise InternalError(f"anonymous consumer {who} is configured but doesn't exist")
+        _admit(exchange, consumer, None)
+
+
+def _admit(exchange: Exchange, consumer: Consumer, credential: KeyAuthCredential | None) -> None:
+    """Set or clear every header of identity: a client must not be able to claim one."""
+    exchange.consumer = consumer
+    exchange.credential = credential
+    values = (
+        consumer.id,
+        consumer.custom_id,
+        consumer.username,
+        credential.id if credential is not None else None,
+        "true" if credential is None else None,
+    )
+    headers = exchange.request.headers
+    headers.remove_all(_CLAIMS)
+    for name, value in zip(_IDENTITY_HEADERS, values, strict=True):
+        if value is not None:
+            headers.add(name, _latin(value))
+
+
+def _latin(value: str) -> str:
+    """UTF-8 bytes as the latin-1 text that headers are here."""
+    return value if value.isascii() else value.encode().decode("latin-1")
+
+
+def _expired(credential: KeyAuthCredential) -> bool:
+    return bool(credential.ttl) and time.time() >= (credential.created_at or 0) + (credential.ttl or 0)
+
+
+def _only(values: list[str]) -> str | None:
+    if len(values) > 1:
+        raise DuplicateKey
+    return values[0] if values and values[0] else None
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _query_values(query: str, name: str) -> list[str]:
+    if name not in query and "%" not in query:
+        return []
+    return [value for key, value in parse_qsl(query, True, encoding="latin-1") if key == name]
+
+
+def _hide(exchange: Exchange, name: str, body: _Fields | None) -> None:
+    request = exchange.request
+    request.headers.remove(name)
+    path, mark, query = request.target.partition("?")
+    if mark and query:
+        kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != name]
+        request.target = f"{path}?{'&'.join(kept)}" if kept else path
+    if body is not None and body.remove(name):
+        exchange.set_body(body.encode(), body.content_type)
+
+
+class _Fields:
+    """A body's top-level fields, JSON or form."""
+
+    def __init__(self, content_type: str, values: dict[str, Any] | list[tuple[str, str]]) -> None:
+        self.content_type = content_type
+        self._values = values
+
+    def find(self, name: str) -> str | None:
+        if isinstance(self._values, dict):
+            value = self._values.get(name)
+            if isinstance(value, list):
+                raise DuplicateKey
+            return _latin(value) if isinstance(value, str) and value else None
+        return _only([value for key, value in self._values if key == name])
+
+    def remove(self, name: str) -> bool:
+        if isinstance(self._values, dict):
+            return self._values.pop(name, self) is not self
+        kept = [pair for pair in self._values if pair[0] != name]
+        changed = len(kept) < len(self._values)
+        self._values = kept
+        return changed
+
+    def encode(self) -> bytes:
+        if isinstance(self._values, dict):
+            return orjson.dumps(self._values)
+        return urlencode(self._values, encoding="latin-1").encode()
+
+
+async def _read_fields(exchange: Exchange) -> _Fields | None:
+    """The fields of a body; None for one that is of another type, or not what its type says."""
+    content_type = exchange.request.headers.get("content-type") or ""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in ("application/json", "application/x-www-form-urlencoded"):
+        return None
+    try:
+        data = await exchange.body_bytes(MAX_BODY)
+    except PayloadTooLarge:  # nobody's key is that far in; how long a body may be is not for this plugin to say
+        return None
+    if kind != "application/json":
+        return _Fields(content_type, parse_qsl(data.decode("latin-1"), True, encoding="latin-1"))
+    try:
+        values = orjson.loads(data)
+    except orjson.JSONDecodeError:  # like a body of another type: it holds no key
+        return None
+    return _Fields(content_type, values) if isinstance(values, dict) else None

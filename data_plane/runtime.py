@@ -1,0 +1,276 @@
+"""A document, compiled: everything an exchange needs, immutable, swapped as a whole.
+
+`Runtime.build` checks and makes all of it aside and raises ConfigError for the first thing that cannot run; the old
+runtime serves until then and after a failure. An exchange takes the runtime once and finishes on it; a runtime that was
+replaced is closed when its last exchange has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_plane.chain import Bound, OrderingError, Plan, Slot, make_slots
+from data_plane.errors import ConfigError
+from data_plane.exchange import Supplies
+from data_plane.http1.client import Client
+from data_plane.loopback import Loopback
+from data_plane.plugins import HANDLERS
+from data_plane.router import HTTP_PROTOCOLS, Router
+from data_plane.settings import VERSION, Settings
+from data_plane.upstream import Sender, ServiceUpstream
+from gateway_schema.document import Document
+from gateway_schema.entities import Consumer, Entity, KeyAuthCredential, Plugin, Reference, Route, Service
+from gateway_schema.plugins import PLUGINS
+from gateway_schema.plugins.base import PluginConfig
+from gateway_schema.violations import SchemaViolation, nearest, parse
+
+log = logging.getLogger(__name__)
+
+_PROXIED = frozenset({"http", "https", "ws", "wss"})
+
+
+@dataclass(slots=True, eq=False)
+class Workshop:
+    """What a process has once and every runtime uses: client, loopback, settings."""
+
+    settings: Settings
+    client: Client
+    loopback: Loopback
+    port: int = 0
+    """Of the listener, as it was bound."""
+    node_id: str = ""
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def sender(self) -> Sender:
+        return Sender(self.client, self.loopback)
+
+
+class Runtime:
+    """One configuration at work. Made by `build`, or `empty` before there is any."""
+
+    def __init__(self, router: Router, plans: Mapping[str, Plan], unrouted: Plan, plugins: Sequence[Bound]) -> None:
+        self.router = router
+        self.plans = plans
+        """By route id."""
+        self.unrouted = unrouted
+        """For requests without a route: only the log phase of global plugins."""
+        self.plugins = tuple(plugins)
+        self.version = 0
+        """Of the snapshot it was built from."""
+        self.exchanges = 0
+        """Under way on this runtime."""
+
+    @classmethod
+    def empty(cls) -> Runtime:
+        """Before any configuration: nothing matches."""
+        return cls(Router([], {}), {}, Plan([], None), [])
+
+    @classmethod
+    def build(cls, document: Document, workshop: Workshop) -> Runtime:
+        """Compile a document. Raises ConfigError naming the entity and the field at fault."""
+        return _Builder(document, workshop).build()
+
+    async def close(self) -> None:
+        """Close what handlers hold. Called once no exchange uses this runtime any more."""
+        for bound in self.plugins:
+            close = getattr(bound.handler, "close", None)
+            if close is None:
+                continue
+            try:
+                await close()
+            except Exception:
+                log.exception("closing plugin %s (%s) failed", bound.name, bound.id)
+
+
+class _Builder:
+    def __init__(self, document: Document, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._document = document
+        self._services = {str(service.id): service for service in document.of("services") if service.enabled}
+        self._declared = {kind: {entity.id for entity in document.of(kind)} for kind in ("services", "routes")}
+        self._routes = [route for route in document.of("routes") if self._is_served(route)]
+        self._served = {route.id for route in self._routes}
+
+    def build(self) -> Runtime:
+        router = Router(self._routes, self._services)
+        directory = _Directory(self._document.of("consumers"), self._document.of("keyauth_credentials"))
+        plugins = [self._bind(plugin, directory) for plugin in self._document.of("plugins") if self._is_active(plugin)]
+        upstreams = {name: self._upstream(service) for name, service in self._services.items()}
+        everywhere = [bound for bound in plugins if not (bound.service_id or bound.route_id or bound.consumer_id)]
+        unrouted = Plan(self._slots(everywhere, None), None)
+        return Runtime(router, self._plans(plugins, upstreams), unrouted, plugins)
+
+    # Which entities exist for traffic.
+
+    def _is_served(self, route: Route) -> bool:
+        """Routes of disabled services do not exist; those of unknown ones are an error."""
+        if route.service is not None and route.service.id not in self._services:
+            if route.service.id not in self._declared["services"]:
+                raise _fault("routes", route, "service", f"no service {route.service.id}")
+            return False
+        return bool(HTTP_PROTOCOLS & set(route.protocols))
+
+    def _is_active(self, plugin: Plugin) -> bool:
+        """A plugin of a disabled service, or of one of its routes, does not exist; of an unknown one, it is refused."""
+        if not plugin.enabled:
+            return False
+        for kind, scope, existing in (("services", "service", self._services), ("routes", "route", self._served)):
+            target = getattr(plugin, scope)
+            if target is None or target.id in existing:
+                continue
+            if target.id not in self._declared[kind]:
+                raise _fault("plugins", plugin, scope, f"no {scope} {target.id}")
+            return False
+        return True
+
+    # Plugins.
+
+    def _bind(self, plugin: Plugin, directory: _Directory) -> Bound:
+        config_class, make = PLUGINS.get(plugin.name), HANDLERS.get(plugin.name)
+        if config_class is None or make is None:
+            suggestion = nearest(plugin.name, HANDLERS)
+            hint = f" (did you mean '{suggestion}'?)" if suggestion else ""
+            raise _fault("plugins", plugin, "name", f"no plugin '{plugin.name}' in this gateway{hint}")
+        self._check_scopes(plugin, config_class, directory)
+        config = _config(plugin, config_class)
+        try:
+            handler = make(config, self._supplies(plugin, directory))
+        except ConfigError as error:
+            raise _fault("plugins", plugin, error.field or "config", error.message) from error
+        except ValueError as error:
+            raise _fault("plugins", plugin, "config", str(error)) from error
+        ordering = plugin.ordering
+        return Bound(
+            id=str(plugin.id),
+            name=plugin.name,
+            priority=config_class.priority,
+            handler=handler,
+            log=getattr(handler, "log", None),
+            service_id=_id(plugin.service),
+            route_id=_id(plugin.route),
+            consumer_id=_id(plugin.consumer),
+            before=frozenset((ordering.before.access or ()) if ordering and ordering.before else ()),
+            after=frozenset((ordering.after.access or ()) if ordering and ordering.after else ()),
+        )
+
+    def _check_scopes(self, plugin: Plugin, config_class: type[PluginConfig], directory: _Directory) -> None:
+        for scope in config_class.forbidden_scopes:
+            if getattr(plugin, scope, None) is not None:
+                raise _fault("plugins", plugin, scope, "value must be null: this plugin cannot have such a scope")
+        if plugin.consumer_group is not None:
+            raise _fault("plugins", plugin, "consumer_group", "consumer groups are not supported yet")
+        if plugin.condition is not None:
+            raise _fault("plugins", plugin, "condition", "conditions are not supported yet")
+        if plugin.partials:
+            raise _fault("plugins", plugin, "partials", "partials are not supported yet")
+        if plugin.consumer is not None and plugin.consumer.id not in directory.consumers:
+            raise _fault("plugins", plugin, "consumer", f"no consumer {plugin.consumer.id}")
+
+    def _supplies(self, plugin: Plugin, directory: _Directory) -> Supplies:
+        workshop = self._workshop
+        return Supplies(
+            plugin_id=str(plugin.id),
+            plugin_name=plugin.name,
+            instance_name=plugin.instance_name or "",
+            consumers_by_key=directory.by_key,
+            consumers=directory.consumers,
+            http=workshop.sender,
+            client=workshop.client,
+            environment=workshop.environment,
+            node_id=workshop.node_id,
+            version=VERSION,
+            debug_trace_allowed=workshop.settings.debug_trace,
+        )
+
+    # Routes.
+
+    def _plans(self, plugins: Sequence[Bound], upstreams: Mapping[str, ServiceUpstream]) -> dict[str, Plan]:
+        """One plan per route; routes with the same plugins and service share theirs."""
+        by_route = _group(plugins, lambda bound: bound.route_id)
+        by_service = _group((bound for bound in plugins if not bound.route_id), lambda bound: bound.service_id)
+        plans: dict[str, Plan] = {}
+        shared: dict[str, Plan] = {}
+        for route in self._routes:
+            route_id, service_id = str(route.id), _id(route.service)
+            own = [bound for bound in by_route.get(route_id, ()) if bound.service_id in ("", service_id)]
+            if not own and service_id in shared:
+                plans[route_id] = shared[service_id]
+                continue
+            wider = [*by_service.get("", ()), *(by_service.get(service_id, ()) if service_id else ())]
+            plan = Plan(self._slots([*wider, *own], route), upstreams.get(service_id))
+            plans[route_id] = plan
+            if not own:
+                shared[service_id] = plan
+        return plans
+
+    def _slots(self, plugins: Sequence[Bound], route: Route | None) -> list[Slot]:
+        try:
+            return make_slots(plugins)
+        except OrderingError as error:
+            guilty = next(bound for bound in plugins if bound.name in error.names and (bound.before or bound.after))
+            plugin = next(plugin for plugin in self._document.of("plugins") if plugin.id == guilty.id)
+            where = f" on route {route.name or route.id}" if route is not None else ""
+            raise _fault("plugins", plugin, "ordering", f"{error}{where}") from None
+
+    def _upstream(self, service: Service) -> ServiceUpstream:
+        workshop = self._workshop
+        if service.protocol not in _PROXIED:
+            raise _fault("services", service, "protocol", f"{service.protocol} services cannot be proxied yet")
+        for name in ("client_certificate", "ca_certificates"):
+            if getattr(service, name):
+                raise _fault("services", service, name, "certificates of services are not supported yet")
+        return ServiceUpstream(service, workshop.client, workshop.loopback, workshop.port)
+
+
+class _Directory:
+    """Consumers by id, username and custom id; credentials by key."""
+
+    def __init__(self, consumers: Iterable[Consumer], credentials: Iterable[KeyAuthCredential]) -> None:
+        self.consumers: dict[str, Consumer] = {}
+        for consumer in consumers:
+            if consumer.username:
+                self.consumers.setdefault(consumer.username, consumer)
+            self.consumers[str(consumer.id)] = consumer
+        self.by_key: dict[str, tuple[Consumer, KeyAuthCredential]] = {}
+        for credential in credentials:
+            owner = self.consumers.get(credential.consumer.id or "")
+            if owner is None:
+                raise _fault("keyauth_credentials", credential, "consumer", f"no consumer {credential.consumer.id}")
+            if credential.key:
+                self.by_key[_wire(credential.key)] = (owner, credential)
+
+
+def _wire(key: str) -> str:
+    """A key as it reads among headers, which are latin-1 text of the bytes on the wire."""
+    return key if key.isascii() else key.encode().decode("latin-1")
+
+
+def _config(plugin: Plugin, config_class: type[PluginConfig]) -> PluginConfig:
+    try:
+        return parse(config_class, config_class.expand(dict(plugin.config)))
+    except SchemaViolation as error:
+        first = error.violations[0].under("config")
+        others = len(error.violations) - 1
+        more = f" (and {others} more)" if others else ""
+        raise _fault("plugins", plugin, first.field, first.message + more) from None
+
+
+def _group(plugins: Iterable[Bound], key: Any) -> dict[str, list[Bound]]:
+    groups: dict[str, list[Bound]] = {}
+    for bound in plugins:
+        groups.setdefault(key(bound), []).append(bound)
+    return groups
+
+
+def _id(reference: Reference | None) -> str:
+    return (reference.id or "") if reference is not None else ""
+
+
+def _fault(kind: str, entity: Entity, where: str, message: str) -> ConfigError:
+    name = getattr(entity, "name", None) or getattr(entity, "username", None) or ""
+    return ConfigError(message, entity_type=kind, entity_id=str(entity.id or ""), entity_name=name, field=where)

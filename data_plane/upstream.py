@@ -1,0 +1,289 @@
+"""Sending requests on: to a route's service, and to any URL for plugins' own calls.
+
+Headers follow Kong's rules (`reference/gateway.md` §3.6, §3.7): what is between two hops stays between them, what tells
+the service who called is written anew, and a client's own claims count only from a trusted address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Final
+from urllib.parse import urlsplit
+
+from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout
+from data_plane.exchange import Exchange
+from data_plane.forwarding import forwarded_host
+from data_plane.http1.client import Client, Origin
+from data_plane.http1.framing import arrived
+from data_plane.http1.limits import Timeouts
+from data_plane.loopback import Loopback
+from data_plane.messages import BufferedBody, Headers, Request, Response
+from data_plane.paths import escape
+from data_plane.settings import VERSION
+from gateway_schema import defaults
+from gateway_schema.entities import Service
+
+SERVER: Final = f"kong/{VERSION}"
+VIA: Final = f"1.1 {SERVER}"
+
+_NOT_IDEMPOTENT: Final = frozenset({"POST", "PATCH", "LOCK"})
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_SCHEMES: Final = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_NEVER_AGAIN: Final = frozenset({"dns", "tls"})
+"""Failures that another try at the same address would only repeat."""
+
+_KEEP, _DROP, _HOST, _CONNECTION, _TE, _FOR, _VIA, _CLAIM, _SERVER = range(9)
+_REQUEST_ACTIONS: Final[Mapping[str, int]] = {
+    "connection": _CONNECTION,
+    "content-length": _DROP,
+    "expect": _DROP,
+    "host": _HOST,
+    "keep-alive": _DROP,
+    "proxy": _DROP,
+    "proxy-connection": _DROP,
+    "te": _TE,
+    "trailer": _DROP,
+    "transfer-encoding": _DROP,
+    "upgrade": _DROP,
+    "via": _VIA,
+    "x-forwarded-for": _FOR,
+    "x-forwarded-host": _CLAIM,
+    "x-forwarded-path": _CLAIM,
+    "x-forwarded-port": _CLAIM,
+    "x-forwarded-prefix": _CLAIM,
+    "x-forwarded-proto": _CLAIM,
+    "x-kong-request-id": _DROP,
+    "x-real-ip": _DROP,
+}
+_RESPONSE_ACTIONS: Final[Mapping[str, int]] = {
+    "connection": _CONNECTION,
+    "keep-alive": _DROP,
+    "proxy-connection": _DROP,
+    "server": _SERVER,
+    "te": _DROP,
+    "trailer": _DROP,
+    "transfer-encoding": _DROP,
+    "upgrade": _DROP,
+    "via": _VIA,
+    "x-kong-proxy-latency": _DROP,
+    "x-kong-request-id": _DROP,
+    "x-kong-upstream-latency": _DROP,
+}
+
+
+class ServiceUpstream:
+    """A service behind the gateway, as `exchange.upstream`."""
+
+    def __init__(self, service: Service, client: Client, loopback: Loopback, port: int) -> None:
+        """`port` is the listener's, for X-Forwarded-Port."""
+        scheme = _SCHEMES[service.protocol]
+        verify = service.tls_verify if service.tls_verify is not None else defaults.TLS_VERIFY
+        self._client = client
+        self._loopback = loopback if loopback.names_us(service.host, service.port) else None
+        self._origin = Origin(scheme, service.host.strip("[]"), service.port, verify=verify)
+        self._host = service.host if service.port == _DEFAULT_PORTS[scheme] else f"{service.host}:{service.port}"
+        self._port = str(port)
+        self._timeouts = Timeouts(
+            service.connect_timeout / 1000, service.write_timeout / 1000, service.read_timeout / 1000
+        )
+        self._tries = service.retries + 1
+
+    async def send(self, exchange: Exchange) -> Response:
+        """Ask the service; raises UpstreamError when it gave no answer."""
+        if exchange.chat is not None and exchange.chat.dirty:
+            await exchange.body_bytes()
+        request = self._request(exchange)
+        if self._loopback is not None:
+            response = await self._loopback.send(request, exchange, self._timeouts.read)
+        else:
+            response = await self._try(request, exchange)
+        exchange.upstream_status = response.status
+        response.source = "upstream"
+        response.headers = Headers(proxied(response.headers.raw))
+        return response
+
+    async def _try(self, request: Request, exchange: Exchange) -> Response:
+        tries = self._tries
+        while True:
+            tries -= 1
+            try:
+                return await self._client.send(self._origin, request, self._timeouts)
+            except UpstreamError as error:
+                if not tries or not _may_repeat(request, error):
+                    raise
+                exchange.marks.upstream_started = time.monotonic()
+
+    def _request(self, exchange: Exchange) -> Request:
+        match = exchange.match
+        assert match is not None, "a service is asked for matched requests only"
+        request = exchange.request
+        _, mark, query = request.target.partition("?")
+        return Request(
+            request.method,
+            match.upstream_path + mark + query,
+            Headers(self._headers(exchange)),
+            request.body,
+            scheme=self._origin.scheme,
+            peer=request.peer,
+        )
+
+    def _headers(self, exchange: Exchange) -> list[tuple[str, str]]:
+        request, match = exchange.request, exchange.match
+        assert match is not None
+        kept: list[tuple[str, str]] = []
+        host, named, forwarded_for, via = self._host, "", "", VIA
+        claims: dict[str, str] = {}
+        for pair in request.headers.raw:
+            name, value = pair
+            action = _REQUEST_ACTIONS.get(name.lower(), _KEEP)
+            if action == _KEEP or (action == _TE and value.strip().lower() == "trailers"):
+                kept.append(pair)
+            elif action == _HOST:
+                if match.route.preserve_host:
+                    host = value
+            elif action == _CONNECTION:
+                named = f"{named},{value}"
+            elif action == _FOR:
+                forwarded_for += value + ", "
+            elif action == _VIA:
+                via = f"{value}, {via}"
+            elif action == _CLAIM and exchange.trusted:
+                claims[name.lower()] = value
+        if named:
+            kept = without_named(kept, named)
+        kept.append(("Host", host))
+        kept.append(("X-Forwarded-For", forwarded_for + request.peer[0]))
+        kept.append(("X-Forwarded-Proto", claims.get("x-forwarded-proto") or exchange.scheme))
+        kept.append(("X-Forwarded-Host", forwarded_host(exchange)))
+        kept.append(("X-Forwarded-Port", claims.get("x-forwarded-port") or self._port))
+        kept.append(("X-Forwarded-Path", claims.get("x-forwarded-path") or request.target.partition("?")[0]))
+        prefix = match.prefix if match.route.strip_path and match.prefix != "/" else ""
+        if prefix := claims.get("x-forwarded-prefix") or prefix:
+            kept.append(("X-Forwarded-Prefix", escape(prefix)))
+        kept.append(("X-Real-IP", exchange.client_ip))
+        kept.append(("X-Kong-Request-Id", exchange.id))
+        kept.append(("Via", via))
+        return kept
+
+
+def proxied(raw: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """An upstream's response headers as they go on: without those of the connection, with our Via and a Server."""
+    kept: list[tuple[str, str]] = []
+    named, via, server = "", VIA, False
+    for pair in raw:
+        action = _RESPONSE_ACTIONS.get(pair[0].lower(), _KEEP)
+        if action == _KEEP:
+            kept.append(pair)
+        elif action == _SERVER:
+            kept.append(pair)
+            server = True
+        elif action == _VIA:
+            via = f"{pair[1]}, {via}"
+        elif action == _CONNECTION:
+            named = f"{named},{pair[1]}"
+    if named:
+        kept = without_named(kept, named)
+    kept.append(("Via", via))
+    if not server:
+        kept.append(("Server", SERVER))
+    return kept
+
+
+def without_named(headers: list[tuple[str, str]], connection: str) -> list[tuple[str, str]]:
+    """Drop the fields that a Connection header names: they were meant for this hop only."""
+    names = {name.strip().lower() for name in connection.split(",")} - {"", "close", "keep-alive"}
+    return [pair for pair in headers if pair[0].lower() not in names] if names else headers
+
+
+def _may_repeat(request: Request, error: UpstreamError) -> bool:
+    """nginx's rule: what may have been done already is only done again where that is harmless, and possible."""
+    if error.kind in _NEVER_AGAIN:
+        return False
+    if not error.sent:
+        return True
+    return request.method not in _NOT_IDEMPOTENT and arrived(request) is not None
+
+
+class Sender:
+    """Implements `exchange.HttpSender`: plugins' own calls, over the network or to ourselves."""
+
+    def __init__(self, client: Client, loopback: Loopback) -> None:
+        self._client = client
+        self._loopback = loopback
+
+    async def fetch(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str | list[str]],
+        body: bytes,
+        *,
+        parent: Exchange,
+        timeout: float,
+        verify: bool = True,
+        server_name: str | None = None,
+    ) -> Response:
+        """See `HttpSender.fetch`. Raises UpstreamError. The response's body keeps to the same deadline."""
+        scheme, host, port, authority, target = split_url(url)
+        request = Request(method, target, _given(headers, authority), BufferedBody(body), scheme=scheme)
+        due = time.monotonic() + timeout
+        if parent.deadline is not None:
+            due = min(due, parent.deadline)
+        if scheme == "http" and self._loopback.names_us(host, port):
+            request.peer = ("127.0.0.1", 0)
+            response = await self._loopback.send(request, parent, due - time.monotonic())
+        else:
+            origin = Origin(scheme, host, port, server_name=server_name, verify=verify)
+            response = await self._send(origin, request, due)
+        if not isinstance(response.body, bytes):
+            response.body = _until(response.body, due)
+        return response
+
+    async def _send(self, origin: Origin, request: Request, due: float) -> Response:
+        left = max(due - time.monotonic(), 0.001)
+        try:
+            async with asyncio.timeout(left):
+                return await self._client.send(origin, request, Timeouts(left, left, left))
+        except TimeoutError:
+            raise UpstreamTimeout("timeout_read", "the whole call took too long", sent=True) from None
+
+
+@lru_cache(maxsize=1024)
+def split_url(url: str) -> tuple[str, str, int, str, str]:
+    """Scheme, host, port, authority and request target of an absolute URL. Raises InvalidResponse for no such URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise InvalidResponse("protocol", "a call to something that is not a URL") from None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise InvalidResponse("protocol", "a call to something that is not an absolute http or https URL")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    authority = parts.netloc.rpartition("@")[2]
+    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme], authority, target
+
+
+def _given(headers: Mapping[str, str | list[str]], authority: str) -> Headers:
+    pairs: list[tuple[str, str]] = []
+    for name, value in headers.items():
+        pairs.extend((name, one) for one in ([value] if isinstance(value, str) else value))
+    if not any(name.lower() == "host" for name, _ in pairs):
+        pairs.insert(0, ("Host", authority))
+    return Headers(pairs)
+
+
+async def _until(body: AsyncIterator[bytes], due: float) -> AsyncIterator[bytes]:
+    """The pieces of a body, none of them later than `due` on the monotonic clock."""
+    pieces = aiter(body)
+    while True:
+        try:
+            async with asyncio.timeout(due - time.monotonic()):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise UpstreamTimeout("timeout_read", "the whole call took too long", sent=True) from None
+        yield piece
