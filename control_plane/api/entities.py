@@ -1,0 +1,226 @@
+"""`core-entities`: one set of handlers, and a row of the registry for each kind of entity.
+
+Flat (`/routes`, `/routes/{route}`) and, where the registry says so, under a parent (`/services/{service}/routes`). A
+path segment that is a UUID is an id; any other is the endpoint key. Entities are answered whole: every field, null
+where unset, whole seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane import content
+from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
+from control_plane.auth import Principal
+from control_plane.errors import BadRequest, InvalidOffset, InvalidOptions, InvalidSize, NotFound
+from control_plane.holdings import NO_CONTROL_PLANE, Row
+from control_plane.repository import Filters, Repository, Scope, as_id
+from control_plane.secrets import mask
+from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
+
+PREFIX = "/v2/control-planes/{control_plane_id}/core-entities"
+DEFAULT_SIZE = 100
+MAX_SIZE = 1000
+MAX_TAGS = 5
+_FILTERED = {"services": ("name",), "routes": ("name",)}
+"""Fields that `filter[field][eq|contains]` knows."""
+
+
+class Collection:
+    """The handlers of one kind of entity, under one parent or none."""
+
+    def __init__(self, row: EntityType, field: str | None = None) -> None:
+        self._row = row
+        self._field = field
+
+    async def list(self, request: Request, plane: Plane, caller: Reader) -> Response:
+        size = read_size(request.query_params)
+        after = read_offset(request.query_params)
+        async with plane.database.reading() as session:
+            repository = await self._repository(request, plane, session)
+            filters = self._filters(request.query_params, await self._scope(request, repository))
+            rows, more = await repository.list(self._row, size, after, filters)
+        body: dict[str, Any] = {"data": [_shown(row, caller) for row in rows], "next": None}
+        if more:
+            body["offset"] = write_offset(rows[-1].id)
+            query = {**request.query_params, "offset": body["offset"], "size": str(size)}
+            body["next"] = f"{request.url.path}?{urlencode(query)}"
+        return answer(body)
+
+    async def get(self, request: Request, plane: Plane, caller: Reader) -> Response:
+        async with plane.database.reading() as session:
+            repository = await self._repository(request, plane, session)
+            scope = await self._scope(request, repository)
+            found = await repository.get(self._row, _key(request), scope)
+        return answer(_shown(found, caller))
+
+    async def create(self, request: Request, body: Body, plane: Plane, _: Writer) -> Response:
+        async with plane.database.writing() as session:
+            repository = await self._repository(request, plane, session)
+            created = await repository.create(self._row, body, await self._scope(request, repository))
+        plane.touch(_control_plane_id(request))
+        return answer(created.entity(), 201)
+
+    async def replace(self, request: Request, body: Body, plane: Plane, _: Writer) -> Response:
+        async with plane.database.writing() as session:
+            repository = await self._repository(request, plane, session)
+            scope = await self._scope(request, repository)
+            replaced = await repository.replace(self._row, _key(request), body, scope)
+        plane.touch(_control_plane_id(request))
+        return answer(replaced.entity())
+
+    async def merge(self, request: Request, body: Body, plane: Plane, _: Writer) -> Response:
+        async with plane.database.writing() as session:
+            repository = await self._repository(request, plane, session)
+            scope = await self._scope(request, repository)
+            merged = await repository.merge(self._row, _key(request), body, scope)
+        plane.touch(_control_plane_id(request))
+        return answer(merged.entity())
+
+    async def delete(self, request: Request, plane: Plane, _: Writer) -> Response:
+        """204 also when there is nothing: a cascade may have been faster than the client."""
+        async with plane.database.writing() as session:
+            repository = await self._repository(request, plane, session)
+            scope = await self._scope(request, repository)
+            deleted = await repository.delete(self._row, _key(request), scope)
+        if deleted:
+            plane.touch(_control_plane_id(request))
+        return Response(status_code=204)
+
+    async def _repository(self, request: Request, plane: Plane, session: AsyncSession) -> Repository:
+        repository = Repository(session, _control_plane_id(request), plane.cipher)
+        await repository.exists()
+        return repository
+
+    async def _scope(self, request: Request, repository: Repository) -> Scope | None:
+        if self._field is None:
+            return None
+        parent = ENTITY_TYPES[self._row.parents[self._field].type]
+        found = await repository.get(parent, request.path_params["parent"])
+        return Scope(self._field, found.id)
+
+    def _filters(self, query: Mapping[str, str], scope: Scope | None) -> Filters:
+        tags, any_tag = read_tags(query) if scope is None else ((), False)
+        equals, contains = {}, {}
+        for field in _FILTERED.get(self._row.name, ()):
+            if (value := query.get(f"filter[{field}][eq]") or query.get(f"filter[{field}]")) is not None:
+                equals[field] = value
+            if (value := query.get(f"filter[{field}][contains]")) is not None:
+                contains[field] = value
+        if self._row.name == "consumers" and (custom_id := query.get("custom_id")) is not None:
+            equals["custom_id"] = custom_id
+        return Filters(tags, any_tag, equals, contains, scope)
+
+
+def router() -> APIRouter:
+    """All paths, from the registry."""
+    routes = APIRouter(prefix=PREFIX, tags=["core entities"])
+    for row in ENTITY_TYPES.values():
+        _add(routes, row, f"/{row.path}", Collection(row), "")
+    for parent in ENTITY_TYPES.values():
+        for row, field, link in children_of(parent.name):
+            if link.nested_path is not None:
+                path = f"/{parent.path}/{{parent}}/{link.nested_path}"
+                _add(routes, row, path, Collection(row, field), f"_of_{field}")
+    return routes
+
+
+def _add(routes: APIRouter, row: EntityType, path: str, collection: Collection, suffix: str) -> None:
+    model = row.model
+    name = row.path.replace("-", "_") + suffix
+    schema = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    body: dict[str, Any] = {"requestBody": {"content": {"application/json": schema}, "required": True}}
+    parameters = [
+        {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
+        for part in ("control_plane_id", "parent", "key")
+        if f"{{{part}}}" in PREFIX + path + "/{key}"
+    ]
+    on_list, on_item = {"parameters": parameters[:-1]}, {"parameters": parameters}
+    whole: dict[int | str, dict[str, Any]] = {200: {"model": model}}
+    item = f"{path}/{{key}}"
+    endpoints: list[tuple[str, str, Any, dict[str, Any]]] = [
+        ("GET", path, collection.list, {"openapi_extra": on_list}),
+        ("POST", path, collection.create, {"openapi_extra": on_list | body, "status_code": 201}),
+        ("GET", item, collection.get, {"openapi_extra": on_item, "responses": whole}),
+        ("PUT", item, collection.replace, {"openapi_extra": on_item | body, "responses": whole}),
+        ("PATCH", item, collection.merge, {"openapi_extra": on_item | body, "responses": whole}),
+        ("DELETE", item, collection.delete, {"openapi_extra": on_item, "status_code": 204}),
+    ]
+    for method, where, endpoint, options in endpoints:
+        verb = "list" if method == "GET" and where == path else method.lower()
+        operation = f"{verb}_{name}"
+        routes.add_api_route(where, endpoint, methods=[method], operation_id=operation, name=operation, **options)
+
+
+def _control_plane_id(request: Request) -> str:
+    found = as_id(request.path_params["control_plane_id"])
+    if found is None:
+        raise NotFound(NO_CONTROL_PLANE)
+    return found
+
+
+def _key(request: Request) -> str:
+    return str(request.path_params["key"])
+
+
+def _shown(row: Row, caller: Principal) -> dict[str, Any]:
+    """Secrets in clear for who may write them (decK compares them), masked for who may only read."""
+    entity = row.entity()
+    return entity if caller.may("write") else content.change_secrets(row.type, entity, mask)
+
+
+def read_size(query: Mapping[str, str]) -> int:
+    """Raises InvalidSize."""
+    text = query.get("size")
+    if text is None or text == "":
+        return DEFAULT_SIZE
+    if not text.lstrip("-").isdecimal():
+        raise InvalidSize("size must be a number")
+    if not 1 <= int(text[:12]) <= MAX_SIZE:
+        raise InvalidSize(f"size must be an integer between 1 and {MAX_SIZE}")
+    return int(text)
+
+
+def read_offset(query: Mapping[str, str]) -> str | None:
+    """The id behind which a page starts. An empty offset is none at all. Raises InvalidOffset."""
+    text = query.get("offset")
+    if not text:
+        return None
+    try:
+        found = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (binascii.Error, orjson.JSONDecodeError, ValueError):
+        raise InvalidOffset(text) from None
+    after = as_id(found) if isinstance(found, str) else None
+    if after is None:
+        raise InvalidOffset(text)
+    return after
+
+
+def write_offset(entity_id: str) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps(entity_id)).decode().rstrip("=")
+
+
+def read_tags(query: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
+    """`a,b`: all of them; `a/b`: any. Raises InvalidOptions."""
+    text = query.get("tags")
+    if text is None:
+        return (), False
+    if "," in text and "/" in text:
+        raise InvalidOptions("tags", "invalid filter syntax")
+    any_tag = "/" in text
+    tags = tuple(dict.fromkeys(part for part in text.split("/" if any_tag else ",") if part))
+    if not tags:
+        raise InvalidOptions("tags", "cannot be null")
+    if len(tags) > MAX_TAGS:
+        raise InvalidOptions("tags", f"cannot query more than {MAX_TAGS} tags")
+    if any("\x00" in tag for tag in tags):
+        raise BadRequest("invalid option (tags: invalid filter syntax)")
+    return tags, any_tag

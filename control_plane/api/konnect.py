@@ -1,0 +1,307 @@
+"""Control planes as resources, and the few calls by which Konnect's clients find their way to one."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters, rfc3339
+from control_plane.errors import Conflict, InvalidParameters, NotFound
+from control_plane.holdings import NO_CONTROL_PLANE
+from control_plane.models import ControlPlane
+from control_plane.repository import as_id
+
+router = APIRouter(tags=["control planes"])
+
+ORGANIZATION_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "urn:tandem:organization"))
+_NAME_TAKEN = "Control Plane with provided name already exists."
+_RESERVED = ("kong", "konnect", "mesh", "kic", "_")
+_LABEL_VALUE = re.compile(r"^[a-z0-9A-Z]([a-z0-9A-Z\-._]*[a-z0-9A-Z])?$")
+
+ClusterType = Literal[
+    "CLUSTER_TYPE_CONTROL_PLANE",
+    "CLUSTER_TYPE_K8S_INGRESS_CONTROLLER",
+    "CLUSTER_TYPE_CONTROL_PLANE_GROUP",
+    "CLUSTER_TYPE_SERVERLESS",
+    "CLUSTER_TYPE_SERVERLESS_V1",
+    "CLUSTER_TYPE_KAFKA_NATIVE_EVENT_PROXY",
+]
+AuthType = Literal["pinned_client_certs", "pki_client_certs"]
+
+
+def _check_labels(labels: dict[str, str | None]) -> dict[str, str | None]:
+    for key, value in labels.items():
+        if not 1 <= len(key) <= 63 or key.startswith(_RESERVED):
+            raise ValueError(
+                f"label '{key}': keys have 1 to 63 characters and do not start with {', '.join(_RESERVED)}"
+            )
+        if value is not None and not (len(value) <= 63 and _LABEL_VALUE.match(value)):
+            raise ValueError(
+                f"label '{key}': values have 1 to 63 letters, digits, '-', '_', '.', no sign at either end"
+            )
+    return labels
+
+
+Name = Annotated[str, Field(min_length=2, max_length=256)]
+Description = Annotated[str, Field(max_length=2048)]
+Labels = Annotated[dict[str, str | None], AfterValidator(_check_labels)]
+
+
+class ProxyUrl(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    host: Annotated[str, Field(min_length=1, max_length=120)]
+    port: Annotated[int, Field(ge=1, le=65_535)]
+    protocol: Annotated[str, Field(min_length=1, max_length=32)]
+
+
+ProxyUrls = Annotated[list[ProxyUrl], Field(max_length=5)]
+
+
+class CreateControlPlane(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Name
+    description: Description | None = None
+    labels: Labels | None = None
+    cluster_type: ClusterType = "CLUSTER_TYPE_CONTROL_PLANE"
+    auth_type: AuthType = "pinned_client_certs"
+    cloud_gateway: bool = False
+    proxy_urls: ProxyUrls | None = None
+
+
+class UpdateControlPlane(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Name | None = None
+    description: Description | None = None
+    labels: Labels | None = None
+    """Replaces the whole map; a null value removes its key."""
+    auth_type: AuthType | None = None
+    proxy_urls: ProxyUrls | None = None
+
+
+@router.get("/v2/control-planes")
+async def list_control_planes(request: Request, plane: Plane, _: Reader) -> Response:
+    """All control planes, in pages: `page[size]`, `page[number]`, `filter[…]`, `labels`, `sort`."""
+    query = request.query_params
+    size = _number(query.get("page[size]"), "page[size]", 100, 1000)
+    number = _number(query.get("page[number]"), "page[number]", 1, 2**31)
+    async with plane.database.reading() as session:
+        found = list((await session.execute(select(ControlPlane))).scalars())
+    found.sort(key=lambda item: (item.created_at, item.id), reverse=query.get("sort", "").strip().endswith(" desc"))
+    accepted = _filters(query)
+    found = [item for item in found if all(accept(item) for accept in accepted)]
+    page = found[(number - 1) * size : number * size]
+    meta = {"page": {"number": number, "size": size, "total": len(found)}}
+    return answer({"data": [shown(item, plane.grpc_address) for item in page], "meta": meta})
+
+
+@router.post("/v2/control-planes", status_code=201)
+async def create_control_plane(body: Body, plane: Plane, _: Writer) -> Response:
+    given = parameters(CreateControlPlane, body)
+    now = time.time_ns() // 1_000_000
+    created = ControlPlane(
+        id=str(uuid.uuid4()),
+        name=given.name,
+        description=given.description or "",
+        labels=_without_nulls(given.labels or {}),
+        cluster_type=given.cluster_type,
+        auth_type=given.auth_type,
+        proxy_urls=[item.model_dump() for item in given.proxy_urls or ()],
+        cloud_gateway=given.cloud_gateway,
+        config_version=0,
+        created_at=now,
+        updated_at=now,
+    )
+    async with plane.database.writing() as session:
+        await _check_name(session, given.name)
+        session.add(created)
+        await _flush(session)
+    return answer(shown(created, plane.grpc_address), 201)
+
+
+@router.get("/v2/control-planes/{control_plane_id}")
+async def get_control_plane(control_plane_id: str, plane: Plane, _: Reader) -> Response:
+    async with plane.database.reading() as session:
+        found = await find(session, control_plane_id)
+    return answer(shown(found, plane.grpc_address))
+
+
+@router.patch("/v2/control-planes/{control_plane_id}")
+async def update_control_plane(control_plane_id: str, body: Body, plane: Plane, _: Writer) -> Response:
+    given = parameters(UpdateControlPlane, body)
+    async with plane.database.writing() as session:
+        found = await find(session, control_plane_id)
+        if given.name is not None and given.name != found.name:
+            await _check_name(session, given.name)
+            found.name = given.name
+        if "description" in given.model_fields_set:
+            found.description = given.description or ""
+        if "labels" in given.model_fields_set:
+            found.labels = _without_nulls(given.labels or {})
+        if given.auth_type is not None:
+            found.auth_type = given.auth_type
+        if "proxy_urls" in given.model_fields_set:
+            found.proxy_urls = [item.model_dump() for item in given.proxy_urls or ()]
+        found.updated_at = time.time_ns() // 1_000_000
+        await _flush(session)
+    return answer(shown(found, plane.grpc_address))
+
+
+@router.delete("/v2/control-planes/{control_plane_id}", status_code=204)
+async def delete_control_plane(control_plane_id: str, plane: Plane, _: Writer) -> Response:
+    """With everything in it."""
+    async with plane.database.writing() as session:
+        await session.delete(await find(session, control_plane_id))
+    await plane.forget(control_plane_id)
+    return Response(status_code=204)
+
+
+@router.get("/konnect-api/api/runtime_groups")
+async def list_runtime_groups(
+    plane: Plane,
+    _: Reader,
+    page: Annotated[int, Query(ge=1)] = 1,
+    size: Annotated[int, Query(ge=1, le=1000)] = 1000,
+) -> Response:
+    """The look-up by name with which decK begins every command."""
+    async with plane.database.reading() as session:
+        query = select(ControlPlane.id, ControlPlane.name).order_by(ControlPlane.created_at, ControlPlane.id)
+        found = (await session.execute(query)).all()
+    data = [{"id": item.id, "name": item.name} for item in found[(page - 1) * size : page * size]]
+    return answer({"data": data, "page": page, "pageCount": max(1, -(-len(found) // size))})
+
+
+@router.get("/v2/organizations/me")
+@router.get("/v3/organizations/me")
+async def get_organization(principal: Reader) -> Response:
+    created = rfc3339(principal.created_at * 1000)
+    return answer(
+        {
+            "id": ORGANIZATION_ID,
+            "name": "Tandem",
+            "owner_id": principal.id,
+            "login_path": "tandem",
+            "state": "active",
+            "retention_period_days": 14,
+            "created_at": created,
+            "updated_at": created,
+        }
+    )
+
+
+@router.get("/v3/users/me")
+async def get_user(principal: Reader) -> Response:
+    created = rfc3339(principal.created_at * 1000)
+    return answer(
+        {
+            "id": principal.id,
+            "email": "admin@tandem.invalid",
+            "full_name": principal.name,
+            "preferred_name": principal.name,
+            "active": True,
+            "inferred_region": "local",
+            "created_at": created,
+            "updated_at": created,
+        }
+    )
+
+
+async def find(session: AsyncSession, control_plane_id: str) -> ControlPlane:
+    """Raises NotFound."""
+    found = await session.get(ControlPlane, as_id(control_plane_id) or "")
+    if found is None:
+        raise NotFound(NO_CONTROL_PLANE)
+    return found
+
+
+def shown(item: ControlPlane, grpc_address: str) -> dict[str, Any]:
+    """As Konnect shows it. Both endpoints are this process's gRPC listener."""
+    endpoint = f"https://{grpc_address}"
+    return {
+        "id": item.id,
+        "name": item.name,
+        "description": item.description,
+        "labels": item.labels,
+        "config": {
+            "control_plane_endpoint": endpoint,
+            "telemetry_endpoint": endpoint,
+            "cluster_type": item.cluster_type,
+            "auth_type": item.auth_type,
+            "cloud_gateway": item.cloud_gateway,
+            "proxy_urls": item.proxy_urls,
+        },
+        "created_at": rfc3339(item.created_at),
+        "updated_at": rfc3339(item.updated_at),
+    }
+
+
+async def _check_name(session: AsyncSession, name: str) -> None:
+    if (await session.execute(select(ControlPlane.id).where(ControlPlane.name == name))).first() is not None:
+        raise Conflict(_NAME_TAKEN)
+
+
+async def _flush(session: AsyncSession) -> None:
+    """Another replica may have taken the name since it was looked up: the constraint is the judge."""
+    try:
+        await session.flush()
+    except IntegrityError:
+        raise Conflict(_NAME_TAKEN) from None
+
+
+def _without_nulls(labels: Mapping[str, str | None]) -> dict[str, Any]:
+    return {key: value for key, value in labels.items() if value is not None}
+
+
+def _number(text: str | None, name: str, default: int, maximum: int) -> int:
+    if text is None:
+        return default
+    if not text.isdecimal() or not 1 <= int(text[:12]) <= maximum:
+        reason = f"must be an integer between 1 and {maximum}"
+        raise InvalidParameters([{"field": name, "rule": "is_integer", "reason": reason, "source": "query"}])
+    return int(text)
+
+
+_Accept = Callable[[ControlPlane], bool]
+
+
+def _filters(query: Mapping[str, str]) -> list[_Accept]:
+    accepted: list[_Accept] = []
+    for key, value in query.items():
+        matched = re.fullmatch(r"filter\[(id|name|cluster_type|cloud_gateway)\](?:\[(eq|oeq|neq|contains)\])?", key)
+        if matched:
+            accepted.append(_filter(matched[1], matched[2] or "eq", value))
+        elif key.startswith("filter"):
+            raise InvalidParameters([{"field": key, "rule": "invalid", "reason": "unknown filter", "source": "query"}])
+        elif key in {"labels", "filter[labels]"}:
+            accepted.extend(_label_filter(part) for part in value.split(",") if part.strip())
+    return accepted
+
+
+def _filter(field: str, operator: str, value: str) -> _Accept:
+    def text(item: ControlPlane) -> str:
+        found = getattr(item, field)
+        return str(found).lower() if isinstance(found, bool) else str(found)
+
+    operations: dict[str, _Accept] = {
+        "eq": lambda item: text(item) == value,
+        "neq": lambda item: text(item) != value,
+        "oeq": lambda item: text(item) in value.split(","),
+        "contains": lambda item: value in text(item),
+    }
+    return operations[operator]
+
+
+def _label_filter(part: str) -> _Accept:
+    key, colon, value = part.strip().partition(":")
+    return lambda item: key in item.labels and (not colon or item.labels[key] == value)

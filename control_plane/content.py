@@ -1,0 +1,180 @@
+"""Two forms of one entity: what was written, and what it means.
+
+*Written* is what a person said: no defaults, no nulls that say nothing, no id and no times, references as `{"id": …}`.
+It is what the database keeps. *Complete* is every field of the entity and of its plugin's configuration, defaults
+filled, null where unset: what the API shows and a snapshot carries. A later version's new default changes the second
+form only, so it is never a difference.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from control_plane.shapes import map_secrets, merged, shape_of, without_absent
+from gateway_schema.plugins import PLUGINS
+from gateway_schema.plugins.base import PluginConfig
+from gateway_schema.registry import EntityType
+from gateway_schema.violations import SchemaViolation, Violation, nearest, parse
+
+OWN_FIELDS = frozenset({"id", "created_at", "updated_at"})
+"""Fields that clients may send back but that the control plane keeps apart."""
+
+UNORDERED: Mapping[str, frozenset[str]] = {"plugins": frozenset({"protocols"})}
+"""Lists in which order says nothing, beside `tags` and `ca_certificates`. A route's `protocols` is not among them."""
+
+_REFERENCES_TO_COME = frozenset({"client_certificate", "consumer_group"})
+"""Foreign keys of the schema whose targets have no row in the registry."""
+
+GENERATED: Mapping[str, frozenset[str]] = {"keyauth_credentials": frozenset({"key"})}
+"""Secrets that are made up when a POST or PUT leaves them out. A declarative file must write them."""
+
+MAX_KEY_LENGTH = 512
+"""Characters of a unique text or a tag: what fits into an index of every database."""
+
+
+def written_form(row: EntityType, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What `body` says, in the written form; nothing is checked, and what is wrong stays for the check to find."""
+    data = row.model.expand({key: value for key, value in body.items() if key not in OWN_FIELDS})
+    data = {key: value for key, value in data.items() if not (key in row.model.shorthands and isinstance(value, str))}
+    config_class = plugin_class(row, data)
+    if config_class is not None and isinstance(data.get("config"), Mapping):
+        expanded = config_class.expand(dict(data["config"]))
+        data["config"] = without_absent(shape_of(config_class), expanded)
+    written: dict[str, Any] = without_absent(shape_of(row.model), data)
+    for field in row.parents:
+        reference = written.get(field)
+        if isinstance(reference, Mapping) and isinstance(reference.get("id"), str):
+            written[field] = {"id": reference["id"].lower()}  # clients may add names; they say nothing new
+    tags = written.get("tags")
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        written["tags"] = list(dict.fromkeys(tags))
+    if row.name == "plugins" and written.get("config") == {}:
+        del written["config"]
+    return written
+
+
+def plugin_class(row: EntityType, body: Mapping[str, Any]) -> type[PluginConfig] | None:
+    """The configuration class of a plugin entity; None for other kinds and for plugins that nobody knows."""
+    name = body.get("name")
+    return PLUGINS.get(name) if row.name == "plugins" and isinstance(name, str) else None
+
+
+def complete(row: EntityType, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the written form and fill it. Without `id` and times. Raises SchemaViolation with every fault."""
+    violations: list[Violation] = _limits(row, written)
+    full: dict[str, Any] = {}
+    config: dict[str, Any] | None = None
+    try:
+        full = parse(row.model, written).model_dump(mode="json", by_alias=True)
+    except SchemaViolation as error:
+        violations.extend(error.violations)
+    if row.name == "plugins":
+        config = _plugin_config(row, written, violations)
+    if violations:
+        raise SchemaViolation(violations)
+    if config is not None:
+        full["config"] = config
+        full["protocols"] = full["protocols"] or list(PLUGINS[full["name"]].protocols)
+    for field in OWN_FIELDS:
+        full.pop(field, None)
+    for field, value in full.items():
+        if isinstance(value, dict) and field in _references(row):
+            full[field] = {"id": value["id"]}
+    return full
+
+
+def generate(row: EntityType, written: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the secrets that the gateway may make up: 32 random characters each."""
+    missing = {field: secrets.token_hex(16) for field in GENERATED.get(row.name, ()) if written.get(field) is None}
+    return {**written, **missing}
+
+
+def _references(row: EntityType) -> frozenset[str]:
+    return frozenset(row.parents) | _REFERENCES_TO_COME
+
+
+def _plugin_config(row: EntityType, written: Mapping[str, Any], violations: list[Violation]) -> dict[str, Any] | None:
+    name = written.get("name")
+    if not isinstance(name, str):
+        return None
+    config_class = plugin_class(row, written)
+    if config_class is None:
+        suggestion = nearest(name, PLUGINS)
+        hint = f" (did you mean '{suggestion}'?)" if suggestion else f" (known plugins: {', '.join(sorted(PLUGINS))})"
+        text = f"plugin '{name}' not enabled; add it to the 'plugins' configuration property{hint}"
+        violations.append(Violation(("name",), text))
+        return None
+    for scope in sorted(config_class.forbidden_scopes):
+        if written.get(scope) is not None:
+            violations.append(Violation((scope,), "value must be null"))
+    _check_protocols(written, config_class, violations)
+    try:
+        return parse(config_class, written.get("config") or {}).model_dump(mode="json", by_alias=True)
+    except SchemaViolation as error:
+        violations.extend(violation.under("config") for violation in error.violations)
+        return None
+
+
+def _check_protocols(written: Mapping[str, Any], config_class: type[PluginConfig], violations: list[Violation]) -> None:
+    protocols = written.get("protocols")
+    for index, protocol in enumerate(protocols if isinstance(protocols, list) else ()):
+        if isinstance(protocol, str) and protocol not in config_class.protocols:
+            text = f"expected one of: {', '.join(config_class.protocols)}"
+            violations.append(Violation(("protocols", index), text))
+
+
+def _limits(row: EntityType, written: Mapping[str, Any]) -> list[Violation]:
+    """What the store asks beyond the schema: short keys, for its indexes; no NUL; references that it can follow."""
+    found = []
+    for fields in row.unique:
+        value = written.get(fields[0])
+        if len(fields) == 1 and isinstance(value, str) and len(value) > MAX_KEY_LENGTH:
+            found.append(Violation((fields[0],), f"length must be at most {MAX_KEY_LENGTH}"))
+    tags = written.get("tags")
+    for index, tag in enumerate(tags if isinstance(tags, list) else ()):
+        if isinstance(tag, str) and len(tag) > MAX_KEY_LENGTH:
+            found.append(Violation(("tags", index), f"length must be at most {MAX_KEY_LENGTH}"))
+    for field in sorted(_REFERENCES_TO_COME - set(row.parents)):
+        if written.get(field) is not None:
+            found.append(Violation((field,), "value must be null (this kind of entity is not supported yet)"))
+    for key, value in written.items():
+        if b"\\u0000" in orjson.dumps(value):
+            found.append(Violation((key,), "must not contain NUL characters"))
+    return found
+
+
+def merge(row: EntityType, written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """PATCH: the written form after `changes`; null clears a field, records merge, lists and maps are replaced."""
+    result = merged(shape_of(row.model), written, changes)
+    config_class = plugin_class(row, result)
+    before, after = written.get("config"), changes.get("config")
+    if config_class is not None and isinstance(before, Mapping) and isinstance(after, Mapping):
+        result["config"] = merged(shape_of(config_class), before, config_class.expand(dict(after)))
+    return written_form(row, result)
+
+
+def change_secrets(row: EntityType, body: Mapping[str, Any], change: Any) -> dict[str, Any]:
+    """A copy of either form with `change` applied to every secret in it, a plugin's configuration included."""
+    result: dict[str, Any] = map_secrets(shape_of(row.model), body, change)
+    config_class = plugin_class(row, body)
+    if config_class is not None and result.get("config"):
+        result = {**result, "config": map_secrets(shape_of(config_class), result["config"], change)}
+    return result
+
+
+def same(row: EntityType, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two complete forms mean the same."""
+    if old == new:
+        return True
+    unordered = UNORDERED.get(row.name, frozenset()) | {"tags", "ca_certificates"}
+    for key in old.keys() | new.keys():
+        before, after = old.get(key), new.get(key)
+        if key in unordered:
+            before, after = sorted(before or ()), sorted(after or ())
+        if before != after:
+            return False
+    return True

@@ -1,0 +1,256 @@
+"""What can go wrong for a caller of the API, each with its status, and one shape for all of them.
+
+ControlPlaneError                   answered as problem+json with `message`; one handler (`problem`) makes the body
+├── BadRequest 400                  the request cannot be read
+│   ├── InvalidParameters           fields of a control plane's own resources, with Konnect's rules
+│   ├── InvalidOffset 7 · InvalidSize 9 · InvalidOptions 11
+├── Unauthorized 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405
+├── Conflict 409                    a name that is taken
+├── BodyTooLarge 413 · UnsupportedMediaType 415
+├── EntityError                     an entity cannot be written; `code` as in Kong's Admin API
+│   ├── SchemaFault 400 (2) · PrimaryKeyTaken 400 (3) · ForeignKeyMissing 400 (4) · StillReferenced 400 (4)
+│   ├── UniqueTaken 409 (5) · ForeignKeyUnresolved 400 (13)
+├── DocumentRefused 400             a declarative document; every fault with its path in the document
+└── Unexpected 500                  a fault of ours; says nothing but the trace id
+StartError                          the process cannot start; its text is for the operator
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from gateway_schema.violations import Path, Violation, summarise
+
+
+class StartError(Exception):
+    """The control plane cannot start, for a reason that its operator can mend."""
+
+
+class ControlPlaneError(Exception):
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, **members: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.members = members
+
+
+class BadRequest(ControlPlaneError):
+    status = 400
+
+
+class InvalidParameters(BadRequest):
+    """`parameters`: items of `field`, `rule`, `reason` (and `source`), as Konnect lists them."""
+
+    def __init__(self, parameters: Sequence[Mapping[str, Any]]) -> None:
+        listed = "; ".join(f"{item['field']}: {item['reason']}" for item in parameters)
+        super().__init__(f"Request validation failed ({listed})", invalid_parameters=list(parameters))
+
+
+class InvalidOffset(BadRequest):
+    def __init__(self, offset: str) -> None:
+        super().__init__(f"'{offset}' is not a valid offset: bad base64 encoding", code=7, name="invalid offset")
+
+
+class InvalidSize(BadRequest):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, code=9, name="invalid size")
+
+
+class InvalidOptions(BadRequest):
+    def __init__(self, option: str, reason: str) -> None:
+        text = f"invalid option ({option}: {reason})"
+        super().__init__(text, code=11, name="invalid options", options={option: reason})
+
+
+class Unauthorized(ControlPlaneError):
+    status = 401
+
+    def __init__(self, message: str = "A valid token is required") -> None:
+        super().__init__(message)
+
+
+class Forbidden(ControlPlaneError):
+    status = 403
+
+
+class NotFound(ControlPlaneError):
+    status = 404
+
+    def __init__(self, message: str = "Not found") -> None:
+        super().__init__(message)
+
+
+class MethodNotAllowed(ControlPlaneError):
+    status = 405
+
+
+class Conflict(ControlPlaneError):
+    status = 409
+
+
+class BodyTooLarge(ControlPlaneError):
+    status = 413
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request body is larger than {limit} bytes")
+
+
+class UnsupportedMediaType(ControlPlaneError):
+    status = 415
+
+    def __init__(self, given: str) -> None:
+        super().__init__(f"expected application/json, not {given}")
+
+
+class EntityError(ControlPlaneError):
+    status = 400
+    code: ClassVar[int]
+    name: ClassVar[str]
+
+    def __init__(self, message: str, fields: Mapping[str, Any], **members: Any) -> None:
+        super().__init__(message, code=self.code, name=self.name, fields=dict(fields), **members)
+
+
+class SchemaFault(EntityError):
+    code = 2
+    name = "schema violation"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        details = [
+            {"type": "ERROR_TYPE_FIELD" if v.path else "ERROR_TYPE_ENTITY", "field": v.field, "messages": [v.message]}
+            for v in violations
+        ]
+        super().__init__(summarise(violations), fields_of(violations), details=details)
+        self.violations = tuple(violations)
+
+
+class PrimaryKeyTaken(EntityError):
+    code = 3
+    name = "primary key violation"
+
+    def __init__(self, entity_id: str) -> None:
+        super().__init__(f"primary key violation on key '{{id=\"{entity_id}\"}}'", {"id": entity_id})
+
+
+class ForeignKeyMissing(EntityError):
+    code = 4
+    name = "foreign key violation"
+
+    def __init__(self, field: str, entity_id: str, target: str) -> None:
+        text = f"the foreign key '{{id=\"{entity_id}\"}}' does not reference an existing '{target}' entity."
+        super().__init__(text, {field: {"id": entity_id}})
+
+
+class StillReferenced(EntityError):
+    code = 4
+    name = "foreign key violation"
+
+    def __init__(self, by: str, target: str) -> None:
+        text = f"an existing '{by}' entity references this '{target}' entity"
+        super().__init__(text, {"@referenced_by": by})
+
+
+class UniqueTaken(EntityError):
+    status = 409
+    code = 5
+    name = "unique constraint violation"
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(f"UNIQUE violation detected on '{_tuple_text(values)}'", values)
+
+
+class ForeignKeyUnresolved(EntityError):
+    code = 13
+    name = "foreign keys unresolved"
+
+    def __init__(self, field: str, key: str, value: str, target: str) -> None:
+        text = f"the foreign key cannot be resolved with '{{{key}=\"{value}\"}}' for an existing '{target}' entity"
+        super().__init__(f"foreign key unresolved ({field}.{key}: {text})", {field: {key: text}})
+
+
+class DocumentRefused(ControlPlaneError):
+    """`faults`: items of `path` (in the document), `entity`, `field`, `message`."""
+
+    status = 400
+
+    def __init__(self, faults: Sequence[Mapping[str, Any]]) -> None:
+        self.faults = list(faults)
+        count = len(self.faults)
+        first = self.faults[0]
+        said = f"{first['entity']}: {first['message']}" if first.get("entity") else str(first["message"])
+        rest = f" (and {count - 1} more)" if count > 1 else ""
+        super().__init__(f"the document was refused: {said}{rest}", errors=self.faults)
+
+
+class Unexpected(ControlPlaneError):
+    def __init__(self) -> None:
+        super().__init__("An unexpected error occurred")
+
+
+def problem(error: ControlPlaneError, trace: str | None = None) -> dict[str, Any]:
+    """The body: Konnect's problem fields, and `message` with Kong's fields for the clients that read those."""
+    return {
+        "status": error.status,
+        "title": HTTPStatus(error.status).phrase,
+        "type": f"https://httpstatuses.com/{error.status}",
+        "instance": trace or new_trace(),
+        "detail": error.message,
+        "message": error.message,
+        **error.members,
+    }
+
+
+def new_trace() -> str:
+    """What connects an answer with a line in the log."""
+    return f"tandem:trace:{secrets.randbits(63)}"
+
+
+def fault(path: Path, entity: str, violation: Violation) -> dict[str, Any]:
+    """One fault of a document: `path` leads to the place in the file, `field` is relative to the entity."""
+    return {
+        "path": [*path, *violation.path],
+        "entity": entity,
+        "field": violation.field,
+        "message": f"{violation.field}: {violation.message}" if violation.path else violation.message,
+    }
+
+
+def fields_of(violations: Sequence[Violation]) -> dict[str, Any]:
+    """Kong's nested `fields`: records as maps, list elements at their place, faults of a whole under `@entity`."""
+    root: dict[str, Any] = {}
+    for violation in violations:
+        _put(root, violation.path, violation.message)
+    return root
+
+
+def _put(root: dict[str, Any], path: Path, message: str) -> None:
+    node = root
+    for part in path[:-1]:
+        below = node.setdefault(str(part), {})
+        if not isinstance(below, dict):
+            below = node[str(part)] = {"@entity": [below]}
+        node = below
+    key = str(path[-1]) if path else "@entity"
+    known = node.get(key)
+    if key == "@entity":
+        node[key] = [*(known or []), message]
+    elif isinstance(known, dict):
+        _put(known, (), message)
+    else:
+        node.setdefault(key, message)
+
+
+def _tuple_text(values: Mapping[str, Any]) -> str:
+    return "{" + ",".join(f"{key}={_lua(values[key])}" for key in sorted(values)) + "}"
+
+
+def _lua(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return _tuple_text(value)
+    return f'"{value}"'

@@ -1,0 +1,199 @@
+"""What a control plane holds, in memory: every entity, decrypted, with its indexes.
+
+The plan and the snapshot need all of it; reading ten thousand rows for each small change would be their whole cost. A
+row carries the version that wrote it, so whoever has the holdings of an older version reads only what is newer, and
+looks for deletions only when the counts disagree. Holdings never change: a newer version is a new value that shares
+what stayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane import content
+from control_plane.errors import NotFound
+from control_plane.models import ENTITY_TABLES, ControlPlane
+from control_plane.secrets import Cipher
+from gateway_schema.registry import ENTITY_TYPES, EntityType
+
+NO_CONTROL_PLANE = "The requested control plane was not found."
+_KEPT_CONTROL_PLANES = 64
+
+
+class Row:
+    """One entity that exists, or will. Immutable; its complete form and bytes are made when first asked for."""
+
+    __slots__ = ("_complete", "_fragment", "created_at", "id", "type", "updated_at", "written")
+
+    def __init__(
+        self,
+        type: EntityType,
+        id: str,
+        written: dict[str, Any],
+        created_at: int,
+        updated_at: int,
+        complete: dict[str, Any] | None = None,
+    ) -> None:
+        self.type = type
+        self.id = id
+        self.written = written
+        self.created_at = created_at
+        self.updated_at = updated_at
+        self._complete = complete
+        self._fragment: orjson.Fragment | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.type.kind} {self.id}>"
+
+    @property
+    def complete(self) -> dict[str, Any]:
+        """Every field, defaults filled; without id and times. Do not change it. Raises SchemaViolation."""
+        if self._complete is None:
+            self._complete = content.complete(self.type, self.written)
+        return self._complete
+
+    def entity(self) -> dict[str, Any]:
+        """The whole entity, as the API shows it and a snapshot carries it."""
+        times: dict[str, Any] = {"created_at": self.created_at}
+        if "updated_at" in self.type.model.model_fields:
+            times["updated_at"] = self.updated_at
+        return {"id": self.id, **self.complete, **times}
+
+    @property
+    def fragment(self) -> orjson.Fragment:
+        """The entity's canonical bytes."""
+        if self._fragment is None:
+            self._fragment = orjson.Fragment(orjson.dumps(self.entity(), option=orjson.OPT_SORT_KEYS))
+        return self._fragment
+
+    @property
+    def tags(self) -> list[str]:
+        return list(self.written.get("tags") or ())
+
+    def reference(self, field: str) -> str | None:
+        """The id that a foreign key holds."""
+        value = self.written.get(field)
+        return str(value["id"]) if value else None
+
+    def key(self, fields: Sequence[str]) -> tuple[Any, ...] | None:
+        """The values of fields that are unique together; None when one of a single field is not set."""
+        return unique_key(self.type, self.written, fields)
+
+
+def unique_key(row: EntityType, written: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
+    values = []
+    for field in fields:
+        value = written.get(field)
+        values.append(value.get("id") if field in row.parents and isinstance(value, Mapping) else value)
+    return None if len(values) == 1 and values[0] is None else tuple(values)
+
+
+class Holdings:
+    """All rows of one control plane at one version."""
+
+    def __init__(self, control_plane_id: str, version: int, rows: Mapping[str, Mapping[str, Row]]) -> None:
+        self.control_plane_id = control_plane_id
+        self.version = version
+        self._rows = rows
+        self._indexes: dict[tuple[str, tuple[str, ...]], dict[tuple[Any, ...], Row]] = {}
+
+    def of(self, name: str) -> Mapping[str, Row]:
+        """The rows of a kind by id."""
+        return self._rows.get(name, {})
+
+    def all(self) -> Iterable[Row]:
+        return (row for rows in self._rows.values() for row in rows.values())
+
+    def by(self, row: EntityType, fields: tuple[str, ...]) -> Mapping[tuple[Any, ...], Row]:
+        """The rows of a kind by the values of a unique set of fields."""
+        index = self._indexes.get((row.name, fields))
+        if index is None:
+            index = {key: held for held in self.of(row.name).values() if (key := held.key(fields)) is not None}
+            self._indexes[row.name, fields] = index
+        return index
+
+    def after(self, version: int, puts: Iterable[Row], deletes: Iterable[Row]) -> Holdings:
+        """The holdings of a later version."""
+        rows = dict(self._rows)
+        copied: dict[str, dict[str, Row]] = {}
+
+        def own(name: str) -> dict[str, Row]:
+            if name not in copied:
+                rows[name] = copied[name] = dict(self.of(name))
+            return copied[name]
+
+        for row in deletes:
+            own(row.type.name).pop(row.id, None)
+        for row in puts:
+            own(row.type.name)[row.id] = row
+        return Holdings(self.control_plane_id, version, rows)
+
+
+class HoldingsCache:
+    """The last known holdings of each control plane that was lately in use."""
+
+    def __init__(self, cipher: Cipher) -> None:
+        self._cipher = cipher
+        self._known: OrderedDict[str, Holdings] = OrderedDict()
+
+    async def load(self, session: AsyncSession, control_plane_id: str) -> Holdings:
+        """The holdings as this transaction sees them. Raises NotFound."""
+        query = select(ControlPlane.config_version).where(ControlPlane.id == control_plane_id)
+        version = (await session.execute(query)).scalar_one_or_none()
+        if version is None:
+            self.forget(control_plane_id)
+            raise NotFound(NO_CONTROL_PLANE)
+        known = self._known.get(control_plane_id)
+        if known is None or known.version != version:
+            if known is None or known.version > version:
+                known = Holdings(control_plane_id, -1, {})
+            known = await _newer(session, known, version, self._cipher)
+            self.keep(known)
+        return known
+
+    def keep(self, holdings: Holdings) -> None:
+        """Remember committed holdings; an older version never replaces a newer one."""
+        known = self._known.get(holdings.control_plane_id)
+        if known is None or known.version <= holdings.version:
+            self._known[holdings.control_plane_id] = holdings
+        self._known.move_to_end(holdings.control_plane_id)
+        while len(self._known) > _KEPT_CONTROL_PLANES:
+            self._known.popitem(last=False)
+
+    def forget(self, control_plane_id: str) -> None:
+        self._known.pop(control_plane_id, None)
+
+
+async def _newer(session: AsyncSession, known: Holdings, version: int, cipher: Cipher) -> Holdings:
+    puts: list[Row] = []
+    deletes: list[Row] = []
+    for row in ENTITY_TYPES.values():
+        table = ENTITY_TABLES[row.name]
+        mine = table.c.control_plane_id == known.control_plane_id
+        changed = select(table.c.id, table.c.written, table.c.created_at, table.c.updated_at)
+        found = (await session.execute(changed.where(mine, table.c.revision > known.version))).all()
+        fresh = (
+            await asyncio.to_thread(decoded, row, found, cipher) if len(found) > 200 else decoded(row, found, cipher)
+        )
+        puts.extend(fresh)
+        held = known.of(row.name)
+        count = (await session.execute(select(func.count()).select_from(table).where(mine))).scalar_one()
+        if count != len(held.keys() | {item.id for item in fresh}):
+            living = set((await session.execute(select(table.c.id).where(mine))).scalars())
+            deletes.extend(item for item in held.values() if item.id not in living)
+    return known.after(version, puts, deletes)
+
+
+def decoded(row: EntityType, found: Iterable[Sequence[Any]], cipher: Cipher) -> list[Row]:
+    """Rows from (id, written, created_at, updated_at), secrets decrypted."""
+    return [
+        Row(row, entity_id, content.change_secrets(row, written, cipher.decrypt), created_at, updated_at)
+        for entity_id, written, created_at, updated_at in found
+    ]
