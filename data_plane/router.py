@@ -19,13 +19,14 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from data_plane import paths
 from data_plane.errors import ConfigError
 from data_plane.messages import Headers, Request
-from data_plane.patterns import PatternError, compile_path, compile_value, literal_prefix
 from gateway_schema.entities import Route, Service
+from gateway_schema.patterns import PatternError, compile_path, compile_value, literal_prefix
 
 HTTP_PROTOCOLS: Final = frozenset({"http", "https", "grpc", "grpcs", "ws", "wss"})
 
@@ -285,6 +286,7 @@ class _Bucket:
         yield self._others
 
 
+@lru_cache(maxsize=512)
 def split_host(host: str) -> tuple[str, int | None]:
     """A Host header's name in lower case, and its port when there is one."""
     name, colon, port = host.rpartition(":")
@@ -382,7 +384,7 @@ def _header(route: Route, name: str, values: Sequence[str]) -> HeaderRule:
         try:
             patterns.append(compile_value(value[2:]))
         except PatternError as error:
-            raise _fault(route, f"headers.{name}", f"{value}: {error}") from None
+            raise _fault(route, f"headers.{name}", f"not a valid regex: {value[2:]} ({error})") from None
     return HeaderRule(name.lower().replace("_", "-"), frozenset(plain), tuple(patterns))
 
 
@@ -390,7 +392,7 @@ def _pattern(route: Route, pattern: str) -> tuple[str, re.Pattern[str]]:
     try:
         return literal_prefix(pattern), compile_path(pattern)
     except PatternError as error:
-        raise _fault(route, "paths", f"~{pattern}: {error}") from None
+        raise _fault(route, "paths", f"not a valid regex: {pattern} ({error})") from None
 
 
 def _fault(route: Route, where: str, message: str) -> ConfigError:

@@ -36,42 +36,65 @@ _NEVER_AGAIN: Final = frozenset({"dns", "tls"})
 """Failures that another try at the same address would only repeat."""
 
 _KEEP, _DROP, _HOST, _CONNECTION, _TE, _FOR, _VIA, _CLAIM, _SERVER = range(9)
-_REQUEST_ACTIONS: Final[Mapping[str, int]] = {
-    "connection": _CONNECTION,
-    "content-length": _DROP,
-    "expect": _DROP,
-    "host": _HOST,
-    "keep-alive": _DROP,
-    "proxy": _DROP,
-    "proxy-connection": _DROP,
-    "te": _TE,
-    "trailer": _DROP,
-    "transfer-encoding": _DROP,
-    "upgrade": _DROP,
-    "via": _VIA,
-    "x-forwarded-for": _FOR,
-    "x-forwarded-host": _CLAIM,
-    "x-forwarded-path": _CLAIM,
-    "x-forwarded-port": _CLAIM,
-    "x-forwarded-prefix": _CLAIM,
-    "x-forwarded-proto": _CLAIM,
-    "x-kong-request-id": _DROP,
-    "x-real-ip": _DROP,
-}
-_RESPONSE_ACTIONS: Final[Mapping[str, int]] = {
-    "connection": _CONNECTION,
-    "keep-alive": _DROP,
-    "proxy-connection": _DROP,
-    "server": _SERVER,
-    "te": _DROP,
-    "trailer": _DROP,
-    "transfer-encoding": _DROP,
-    "upgrade": _DROP,
-    "via": _VIA,
-    "x-kong-proxy-latency": _DROP,
-    "x-kong-request-id": _DROP,
-    "x-kong-upstream-latency": _DROP,
-}
+
+
+class _Actions:
+    """What happens to each header by its name, remembered for the spellings that were seen: names seldom vary."""
+
+    _REMEMBERED = 2048
+
+    def __init__(self, actions: Mapping[str, int]) -> None:
+        self._actions = actions
+        self._seen: dict[str, int] = {}
+        self.seen = self._seen.get
+
+    def look_up(self, name: str) -> int:
+        action = self._actions.get(name.lower(), _KEEP)
+        if len(self._seen) < self._REMEMBERED:
+            self._seen[name] = action
+        return action
+
+
+_REQUEST: Final = _Actions(
+    {
+        "connection": _CONNECTION,
+        "content-length": _DROP,
+        "expect": _DROP,
+        "host": _HOST,
+        "keep-alive": _DROP,
+        "proxy": _DROP,
+        "proxy-connection": _DROP,
+        "te": _TE,
+        "trailer": _DROP,
+        "transfer-encoding": _DROP,
+        "upgrade": _DROP,
+        "via": _VIA,
+        "x-forwarded-for": _FOR,
+        "x-forwarded-host": _CLAIM,
+        "x-forwarded-path": _CLAIM,
+        "x-forwarded-port": _CLAIM,
+        "x-forwarded-prefix": _CLAIM,
+        "x-forwarded-proto": _CLAIM,
+        "x-kong-request-id": _DROP,
+        "x-real-ip": _DROP,
+    }
+)
+_RESPONSE: Final = _Actions(
+    {
+        "connection": _CONNECTION,
+        "keep-alive": _DROP,
+        "proxy-connection": _DROP,
+        "server": _SERVER,
+        "te": _DROP,
+        "trailer": _DROP,
+        "transfer-encoding": _DROP,
+        "upgrade": _DROP,
+        "via": _VIA,
+        "x-kong-proxy-latency": _DROP,
+        "x-kong-request-id": _DROP,
+        "x-kong-upstream-latency": _DROP,
+    }
+)
 
 
 class ServiceUpstream:
@@ -133,60 +156,72 @@ class ServiceUpstream:
     def _headers(self, exchange: Exchange) -> list[tuple[str, str]]:
         request, match = exchange.request, exchange.match
         assert match is not None
+        route = match.route
         kept: list[tuple[str, str]] = []
-        host, named, forwarded_for, via = self._host, "", "", VIA
+        host, named, forwarded_for, via = self._host, "", "", ""
         claims: dict[str, str] = {}
+        seen = _REQUEST.seen
         for pair in request.headers.raw:
-            name, value = pair
-            action = _REQUEST_ACTIONS.get(name.lower(), _KEEP)
-            if action == _KEEP or (action == _TE and value.strip().lower() == "trailers"):
+            action = seen(pair[0])
+            if action is None:
+                action = _REQUEST.look_up(pair[0])
+            if action == _KEEP:
                 kept.append(pair)
+            elif action == _DROP:
+                continue
             elif action == _HOST:
-                if match.route.preserve_host:
-                    host = value
+                if route.preserve_host:
+                    host = pair[1]
             elif action == _CONNECTION:
-                named = f"{named},{value}"
+                named = f"{named},{pair[1]}"
             elif action == _FOR:
-                forwarded_for += value + ", "
+                forwarded_for += pair[1] + ", "
             elif action == _VIA:
-                via = f"{value}, {via}"
+                via += pair[1] + ", "
             elif action == _CLAIM and exchange.trusted:
-                claims[name.lower()] = value
+                claims[pair[0].lower()] = pair[1]
+            elif action == _TE and pair[1].strip().lower() == "trailers":
+                kept.append(pair)
         if named:
             kept = without_named(kept, named)
-        kept.append(("Host", host))
-        kept.append(("X-Forwarded-For", forwarded_for + request.peer[0]))
-        kept.append(("X-Forwarded-Proto", claims.get("x-forwarded-proto") or exchange.scheme))
-        kept.append(("X-Forwarded-Host", forwarded_host(exchange)))
-        kept.append(("X-Forwarded-Port", claims.get("x-forwarded-port") or self._port))
-        kept.append(("X-Forwarded-Path", claims.get("x-forwarded-path") or request.target.partition("?")[0]))
-        prefix = match.prefix if match.route.strip_path and match.prefix != "/" else ""
-        if prefix := claims.get("x-forwarded-prefix") or prefix:
-            kept.append(("X-Forwarded-Prefix", escape(prefix)))
-        kept.append(("X-Real-IP", exchange.client_ip))
-        kept.append(("X-Kong-Request-Id", exchange.id))
-        kept.append(("Via", via))
+        prefix = match.prefix if route.strip_path and match.prefix != "/" else ""
+        kept += (
+            ("Host", host),
+            ("X-Forwarded-For", forwarded_for + request.peer[0]),
+            ("X-Forwarded-Proto", exchange.scheme),
+            ("X-Forwarded-Host", forwarded_host(exchange)),
+            ("X-Forwarded-Port", claims.get("x-forwarded-port") or self._port),
+            ("X-Forwarded-Path", claims.get("x-forwarded-path") or request.path),
+            ("X-Real-IP", exchange.client_ip),
+            ("X-Kong-Request-Id", exchange.id),
+            ("Via", via + VIA),
+        )
+        if prefix := claims.get("x-forwarded-prefix") or (escape(prefix) if prefix else ""):
+            kept.append(("X-Forwarded-Prefix", prefix))
         return kept
 
 
 def proxied(raw: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """An upstream's response headers as they go on: without those of the connection, with our Via and a Server."""
     kept: list[tuple[str, str]] = []
-    named, via, server = "", VIA, False
+    named, via, server = "", "", False
+    seen = _RESPONSE.seen
     for pair in raw:
-        action = _RESPONSE_ACTIONS.get(pair[0].lower(), _KEEP)
+        action = seen(pair[0])
+        if action is None:
+            action = _RESPONSE.look_up(pair[0])
         if action == _KEEP:
             kept.append(pair)
         elif action == _SERVER:
             kept.append(pair)
             server = True
         elif action == _VIA:
-            via = f"{pair[1]}, {via}"
+            via += pair[1] + ", "
         elif action == _CONNECTION:
             named = f"{named},{pair[1]}"
     if named:
         kept = without_named(kept, named)
-    kept.append(("Via", via))
+    kept.append(("Via", via + VIA))
     if not server:
         kept.append(("Server", SERVER))
     return kept

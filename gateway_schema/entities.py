@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from gateway_schema import defaults
 from gateway_schema.base import Protocol, Record, Secret
+from gateway_schema.patterns import PatternError, compile_path
 
 Timeout = Annotated[int, Field(ge=1, le=2_147_483_646)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -69,8 +70,8 @@ def _check_path(value: str) -> str:
 def _check_route_path(value: str) -> str:
     if value.startswith("~/"):
         try:
-            re.compile(value[1:])
-        except re.error as error:
+            compile_path(value[1:])
+        except PatternError as error:
             raise ValueError(f"not a valid regex: {value[1:]} ({error})") from None
         return value
     if not value.startswith("/"):

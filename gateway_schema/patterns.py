@@ -72,7 +72,7 @@ def _compile(flags: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(f"(?{flags}){text}" if flags else text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise PatternError(f"not a valid regex: {error}") from None
+        raise PatternError(str(error)) from None
 
 
 class _Translator:
@@ -108,7 +108,7 @@ class _Translator:
     def _escape(self, *, inside_class: bool) -> None:
         following = self._pattern[self._position + 1 : self._position + 2]
         if following == "":
-            raise PatternError("not a valid regex: it ends with a backslash")
+            raise PatternError("it ends with a backslash")
         if following.isdigit() and not inside_class:
             raise PatternError("back-references are not supported")
         if following in "pP":
@@ -152,7 +152,7 @@ class _Translator:
         while True:
             char = self._pattern[self._position : self._position + 1]
             if char == "":
-                raise PatternError("not a valid regex: unterminated character set")
+                raise PatternError("unterminated character set")
             if char == "]":
                 self._take(1, "]")
                 return
