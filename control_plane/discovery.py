@@ -101,6 +101,11 @@ class ConfigSync(config_pb2_grpc.ConfigSyncServicer):
                 del self._streams[stream.who]
                 await self._roster.left(stream.who)
 
+    def end_streams(self) -> None:
+        """The server stops: every stream ends, and its node reconnects elsewhere or later."""
+        for stream in list(self._streams.values()):
+            stream.end()
+
     # What the streams need:
 
     @property

@@ -89,7 +89,8 @@ class Gate:
     def renew(self) -> None:
         """Certificates changed: new connections are judged by the new set, those of certificates taken back end."""
         self._context = self._new_context()
-        self._loop.call_soon_threadsafe(self._cut_revoked)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._cut_revoked)
 
     async def close(self) -> None:
         if self._thread.is_alive():

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -94,6 +94,18 @@ class Ingest:
         async with self._database.writing() as session:
             await session.execute(_where(update(ANALYTICS_EPOCHS), reporter).values(ended=True))
 
+    async def prune(self, before_us: int) -> None:
+        """Delete the request log before a moment, an hour at a time, so that no transaction is long."""
+        for table in (LLM_CALLS, REQUEST_EVENTS):
+            finished = table.c.finished_us
+            while True:
+                async with self._database.writing() as session:
+                    oldest = (await session.execute(select(func.min(finished)))).scalar_one()
+                    if oldest is None or oldest >= before_us:
+                        break
+                    until = min(oldest + 60 * MINUTE_US, before_us)
+                    await session.execute(delete(table).where(finished < until))
+
     # -- inside the transaction
 
     async def _locked_epoch(self, session: AsyncSession, reporter: Reporter, now_us: int) -> Row[Any]:
@@ -151,7 +163,7 @@ class Ingest:
         control_plane_id: str,
         seen: Iterable[analytics_pb2.RequestEvent | analytics_pb2.UsageDelta],
     ) -> list[str]:
-        """Keep the names of what these refer to, at most once a minute for each. Returns the ids that were looked up."""
+        """Keep the names of what these refer to, at most once a minute for each; returns the ids looked up."""
         now = time.monotonic()
         wanted: dict[str, set[str]] = {"services": set(), "routes": set(), "consumers": set()}
         for one in seen:
