@@ -11,23 +11,46 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 import click
 
+from cli.commands.analytics import analytics
 from cli.commands.declarative import apply, diff, dump, reset, sync, validate
+from cli.commands.demo import demo
+from cli.commands.planes import control_plane, data_plane
+from cli.commands.stack import down, env, list_recipes, logs, status, up
 from cli.errors import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, CliError
 from cli.output import Output
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES)
+class Recipe(click.Group):
+    """Lists its commands by subject, in the order in which a newcomer meets them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", command.get_short_help_str(80)) for command in commands])
+
+
+@click.group(
+    cls=Recipe, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EXIT_CODES
+)
 @click.version_option(package_name="tandem-gateway", prog_name="recipe")
 def recipe() -> None:
     """Run an API and LLM gateway from declarative files: a control plane, data plane nodes, and recipes for both."""
 
 
-for command in (sync, apply, diff, dump, validate, reset):
-    recipe.add_command(command)
+SECTIONS: Mapping[str, Sequence[click.Command]] = {
+    "A local stack": (up, down, status, list_recipes, logs, env, demo),
+    "Declarative files": (sync, apply, diff, dump, validate, reset),
+    "Numbers": (analytics,),
+    "Either plane alone": (control_plane, data_plane),
+}
+for commands in SECTIONS.values():
+    for command in commands:
+        recipe.add_command(command)
 
 
 def main() -> None:

@@ -64,8 +64,10 @@ def _outcome(answer: Mapping[str, Any]) -> Outcome:
 
 def _located(fault: dict[str, Any], declared: Declared) -> str:
     path = [part for part in fault.get("path") or [] if isinstance(part, str | int)]
-    parts = [str(fault[key]) for key in ("entity", "field", "message") if fault.get(key)]
-    return ": ".join([declared.place(path), *parts])
+    entity, name, message = (str(fault.get(key) or "") for key in ("entity", "field", "message"))
+    if f"{name}:" in message:
+        name = ""  # The message says itself which field it means.
+    return ": ".join(part for part in (declared.place(path), entity, name, message) if part)
 
 
 # Checking without a control plane

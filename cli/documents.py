@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 100
-MAX_ALIASED = 32 * 1024 * 1024
+MAX_ALIASED = 16 * 1024 * 1024
 """How many characters aliases may add to a file, all together; a bomb of nine lines asks for billions."""
 
 _MERGE = object()

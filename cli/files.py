@@ -17,7 +17,7 @@ from cli.documents import DocumentFault, DuplicateKey, Mark, read_yaml
 from cli.errors import CliError, Faults
 from cli.templates import Rendered, render
 
-MAX_FILE_BYTES = 32 * 1024 * 1024
+MAX_FILE_BYTES = 16 * 1024 * 1024
 STDIN = "-"
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 

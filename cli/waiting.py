@@ -38,9 +38,9 @@ class Receipts:
 
 
 def wait_until_live(
-    plane: ControlPlane, control_plane_id: str, target: Target, timeout: float, expected_nodes: int = 0
+    plane: ControlPlane, control_plane_id: str, target: Target | None, timeout: float, expected_nodes: int = 0
 ) -> Receipts:
-    """Return when all connected nodes (at least `expected_nodes`) run the target.
+    """Return when all connected nodes (at least `expected_nodes`) run the target, or, without one, what is current.
 
     Raises NotLive with each node that refused it, and why, and each that stayed silent for `timeout` seconds.
     """
@@ -60,15 +60,18 @@ def wait_until_live(
         pause = min(pause * 1.5, LONGEST_POLL)
 
 
-def _is_live(node: Mapping[str, Any], target: Target) -> bool:
+def _is_live(node: Mapping[str, Any], target: Target | None) -> bool:
     workers = node.get("workers") or []
+    if target is None:
+        return bool(workers) and node.get("sync_state") == "in_sync"
     return bool(workers) and all(target.runs_on(worker) for worker in workers)
 
 
 def _report(
-    nodes: list[dict[str, Any]], late: list[dict[str, Any]], target: Target, timeout: float, expected: int
+    nodes: list[dict[str, Any]], late: list[dict[str, Any]], target: Target | None, timeout: float, expected: int
 ) -> str:
-    lines = [f"written as version {target.version}, but not live everywhere:"]
+    written = f"written as version {target.version}, but" if target else "the current version is"
+    lines = [f"{written} not live everywhere:"]
     if len(nodes) < expected:
         lines.append(f"  {len(nodes)} of {expected} expected data plane nodes connected within {timeout:g} s")
     lines += [f"  {_complaint(node, target, timeout)}" for node in late]
@@ -77,13 +80,13 @@ def _report(
     return "\n".join(lines)
 
 
-def _complaint(node: Mapping[str, Any], target: Target, timeout: float) -> str:
+def _complaint(node: Mapping[str, Any], target: Target | None, timeout: float) -> str:
     name = node_label(node)
     error = node.get("last_error")
     if node.get("sync_state") == "rejected" and isinstance(error, dict):
         return f"node {name} refused it: {error_text(error)}"
     workers = node.get("workers") or []
-    behind = [str(w.get("index")) for w in workers if not target.runs_on(w)]
+    behind = [str(w.get("index")) for w in workers if target is None or not target.runs_on(w)]
     if not workers:
         return f"node {name} reported no worker within {timeout:g} s"
     return f"node {name} was silent for {timeout:g} s: worker {', '.join(behind)} runs another version"

@@ -57,7 +57,10 @@ class Wishes:
 @connection_options
 @click.pass_obj
 def sync(output: Output, /, files: Sequence[str], yes: bool, asked: Asked, **flags: Any) -> None:
-    """Make the control plane hold what the files say: create, update, delete, all at once or not at all."""
+    """Make the control plane hold what files say.
+
+    Creates, updates and deletes, all at once or not at all.
+    """
     _write(output, files, asked, _wishes(flags), "sync")
 
 
@@ -104,7 +107,7 @@ def diff(output: Output, /, files: Sequence[str], asked: Asked, non_zero_exit_co
 @connection_options
 @click.pass_obj
 def reset(output: Output, /, yes: bool, asked: Asked, **flags: Any) -> None:
-    """Delete everything the control plane holds, or everything that carries the tags."""
+    """Delete everything, or everything that carries the tags."""
     wishes = _wishes(flags)
     output.mask.add(*environment_values(os.environ))
     with _reported(output, wishes.json_output):
@@ -126,7 +129,10 @@ def reset(output: Output, /, yes: bool, asked: Asked, **flags: Any) -> None:
 @connection_options
 @click.pass_obj
 def dump(output: Output, /, select_tags: tuple[str, ...], output_file: str, form: str, yes: bool, asked: Asked) -> None:
-    """Write what the control plane holds as a file that syncs to nothing. It holds secrets in clear."""
+    """Write what the control plane holds to a file.
+
+    The file syncs to nothing. It holds secrets in clear.
+    """
     connection = _connection(output, asked, None)
     with ControlPlane(connection) as plane:
         row = plane.require(connection.control_plane_name)
@@ -146,7 +152,7 @@ def dump(output: Output, /, select_tags: tuple[str, ...], output_file: str, form
 @connection_options
 @click.pass_obj
 def validate(output: Output, /, files: Sequence[str], select_tags: tuple[str, ...], online: bool, asked: Asked) -> None:
-    """Check files: every unknown field, wrong type and unknown plugin, with file and line."""
+    """Check files, and name file and line of every fault."""
     output.mask.add(*environment_values(os.environ))
     declared = read_files(files)
     output.mask.add(*declared.used.values())
