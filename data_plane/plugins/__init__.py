@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_plane.exchange import Handler, Supplies
+from data_plane.plugins.datakit import Datakit
 from data_plane.plugins.key_auth import KeyAuth
 
 HANDLERS: Mapping[str, Callable[[Any, Supplies], Handler]] = {
+    "datakit": Datakit,
     "key-auth": KeyAuth,
 }

@@ -1,8 +1,8 @@
 """Datakit's node list, compiled: names and labels resolved, connections typed, phases assigned; or every fault found.
 
 The list is a graph. `input`/`inputs` (at the target) and `output`/`outputs` (at the source) are two spellings of one
-edge, a label is `NODE` or `NODE.FIELD`. Compiling is pure and used twice: the control plane refuses what has faults, the
-data plane runs the plan.
+edge, a label is `NODE` or `NODE.FIELD`. Compiling is pure and used twice: the control plane refuses what has faults,
+the data plane runs the plan.
 
 Beyond Kong's grammar two things are accepted, because a recipe's page explains them: `output: label` on a jq node,
 where `label` names no node, gives the node's result that name (`NODE.label` reads it); and an entry named

@@ -25,6 +25,7 @@ class Property:
 _READ = Property()
 _MISSING = Property(readable_here=False)
 _BOTH = Property(writable=True)
+_REROUTE = Property(readable=False, writable=True, writable_here=False, request_only=True)
 
 PROPERTIES: Mapping[str, Property] = {
     "kong.client.consumer": _BOTH,
@@ -48,10 +49,10 @@ PROPERTIES: Mapping[str, Property] = {
     "kong.route_name": _READ,
     "kong.service_id": _READ,
     "kong.service_name": _READ,
-    "kong.service.request.scheme": Property(readable=False, writable=True, request_only=True),
+    "kong.service.request.scheme": _REROUTE,
     "kong.service.response.status": Property(response_only=True),
-    "kong.service.target": Property(readable=False, writable=True, request_only=True),
-    "kong.service.upstream": Property(readable=False, writable=True, writable_here=False, request_only=True),
+    "kong.service.target": _REROUTE,
+    "kong.service.upstream": _REROUTE,
     "kong.version": _READ,
     "kong.nginx.subsystem": _READ,
     "kong.node.id": _READ,

@@ -1,0 +1,272 @@
+"""The kinds of nodes at work. Each is built once per configuration and runs for many requests at a time.
+
+`run` gives the node's output, or an awaitable of it for work that others need not wait for, or an `Exit`; it raises
+NodeError when the node fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar, Protocol
+from urllib.parse import urlsplit
+
+from data_plane.errors import PayloadTooLarge, UpstreamError
+from data_plane.messages import Headers, Response
+from data_plane.plugins.datakit import properties
+from data_plane.plugins.datakit.programs import evaluate
+from data_plane.plugins.datakit.sources import Output
+from data_plane.plugins.datakit.state import State
+from data_plane.plugins.datakit.values import (
+    NULL,
+    NodeError,
+    Value,
+    apply_headers,
+    kind_of,
+    loads,
+    object_of,
+    read_body,
+    read_headers,
+    read_string,
+    write_body,
+    write_form,
+    write_headers,
+    write_query,
+)
+from gateway_schema.plugins.datakit import BranchNode, CallNode, ExitNode, JqNode, PropertyNode, StaticNode, is_http_url
+from gateway_schema.plugins.datakit_graph import NodePlan
+
+CALL_TIMEOUT = 60.0
+"""Seconds, for calls that say nothing else."""
+MAX_CALL_BODY = 16 * 1024 * 1024
+"""Bytes of a call's response body."""
+
+
+class Exit:
+    """The end of a request: this is its answer."""
+
+    __slots__ = ("response",)
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+
+
+Outcome = Output | Exit
+
+
+class Kind(Protocol):
+    asynchronous: ClassVar[bool]
+    """Whether it always waits for something: such nodes are started before others get their turn."""
+
+    def run(self, state: State) -> Outcome | Awaitable[Output]: ...
+
+
+class Call:
+    """An HTTP request to anywhere, this node's own routes included."""
+
+    asynchronous: ClassVar[bool] = True
+
+    def __init__(self, node: CallNode, plan: NodePlan) -> None:
+        self._node = node
+        self._feeds = plan.feeds
+        self._timeout = node.timeout / 1000 if node.timeout else CALL_TIMEOUT
+
+    async def run(self, state: State) -> Output:
+        inputs = state.members(self._feeds)
+        url = self._url(inputs)
+        body, headers = self._message(inputs)
+        left = state.remaining()
+        with state.calling():
+            try:
+                response = await state.supplies.http.fetch(
+                    self._node.method,
+                    url,
+                    headers,
+                    body,
+                    parent=state.exchange,
+                    timeout=min(self._timeout, left),
+                    verify=self._node.ssl_verify,
+                    server_name=self._node.ssl_server_name,
+                )
+                return await self._read(response)
+            except UpstreamError as error:
+                raise NodeError(_reason(error)) from None
+
+    def _url(self, inputs: Mapping[str, Value]) -> str:
+        url = _string(inputs.get("url", NULL), "url") or self._node.url
+        if not url:
+            raise NodeError("no URL: inputs.url is null, and none is configured")
+        if not is_http_url(url):
+            raise NodeError("the URL is not an http or https URL with a host")
+        if not self._node.ssl_verify and urlsplit(url).scheme == "https":
+            raise NodeError("ssl_verify: false is not allowed for https URLs on this node")
+        query = inputs.get("query", NULL)
+        arguments = "" if query.is_null else write_query(query)
+        if not arguments:
+            return url
+        base, mark, fragment = url.partition("#")
+        return f"{base}{'&' if '?' in base else '?'}{arguments}{mark}{fragment}"
+
+    def _message(self, inputs: Mapping[str, Value]) -> tuple[bytes, dict[str, str | list[str]]]:
+        headers: dict[str, str | list[str]] = {}
+        content_type = ""
+        given = inputs.get("headers", NULL)
+        for name, values in ({} if given.is_null else write_headers(given)).items():
+            # Host follows from the URL. A response in an encoding that we would have to undo is not asked for.
+            if values and name.lower() not in {"host", "accept-encoding"}:
+                headers[name] = values[0] if len(values) == 1 else values
+                if name.lower() == "content-type":
+                    content_type = values[0]
+        value = inputs.get("body", NULL)
+        if value.is_null:
+            return b"", headers
+        if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
+            return (write_form(value) if kind_of(value) == "object" else write_body(value)[0]), headers
+        body, is_ours = write_body(value)
+        if is_ours and not content_type:
+            headers["Content-Type"] = "application/json"
+        return body, headers
+
+    async def _read(self, response: Response) -> Output:
+        try:
+            if not 200 <= response.status <= 299:
+                raise NodeError(f"non-2XX response code: {response.status}")
+            try:
+                raw = await response.read(MAX_CALL_BODY)
+            except PayloadTooLarge:
+                raise NodeError(f"the response's body is longer than {MAX_CALL_BODY} bytes") from None
+            return {
+                "body": read_body(raw, response.headers.get("content-type")),
+                "headers": read_headers(response.headers),
+                "status": Value(response.status),
+                "raw_body": read_string(raw),
+            }
+        finally:
+            await response.close()
+
+
+def _reason(error: UpstreamError) -> str:
+    """Why a call failed, by the error's kind: its detail may name what only the log should."""
+    return f"the call failed: {error.kind.replace('_', ' ')}"
+
+
+def _string(value: Value, what: str) -> str | None:
+    data = value.data
+    if data is None or isinstance(data, str):
+        return data
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        return value.text
+    raise NodeError(f"{what}: expected a string, got {kind_of(value)}")
+
+
+class Jq:
+    asynchronous: ClassVar[bool] = False
+
+    def __init__(self, node: JqNode, plan: NodePlan) -> None:
+        assert plan.program is not None
+        self._program = plan.program
+        self._feeds = plan.feeds
+
+    def run(self, state: State) -> Value | Awaitable[Value]:
+        inputs = state.gather(self._feeds)
+        if None in inputs:
+            value = inputs[None]
+        elif inputs:
+            value = object_of((name, given) for name, given in inputs.items() if name is not None)
+        else:
+            value = NULL
+        return evaluate(self._program, value, state.pool)
+
+
+class Static:
+    asynchronous: ClassVar[bool] = False
+
+    def __init__(self, node: StaticNode, plan: NodePlan) -> None:
+        self._values = {name: Value(value) for name, value in node.values.items()}
+
+    def run(self, state: State) -> Output:
+        return self._values
+
+
+class ExitNow:
+    asynchronous: ClassVar[bool] = False
+
+    def __init__(self, node: ExitNode, plan: NodePlan) -> None:
+        self._status = node.status
+        self._feeds = plan.feeds
+
+    def run(self, state: State) -> Exit:
+        inputs = state.members(self._feeds)
+        response = Response(self._status, Headers())
+        value = inputs.get("body", NULL)
+        if not value.is_null:
+            response.body, is_json = write_body(value)
+            if is_json:
+                response.headers.set("Content-Type", "application/json")
+        headers = inputs.get("headers", NULL)
+        if not headers.is_null:
+            apply_headers(response.headers, {name: v for name, v in write_headers(headers).items() if v})
+        return Exit(response)
+
+
+class Property:
+    asynchronous: ClassVar[bool] = False
+
+    def __init__(self, node: PropertyNode, plan: NodePlan) -> None:
+        self._node = node
+        self._feeds = plan.feeds
+
+    def run(self, state: State) -> Value:
+        value = self._set(state) if self._feeds else self._get(state)
+        return value
+
+    def _set(self, state: State) -> Value:
+        (value,) = state.gather(self._feeds).values()
+        self._refuse_null(value)
+        encoded = self._is_json and not value.is_null
+        properties.set_(self._node.property, value.text if encoded else value.data, state)
+        return value
+
+    def _get(self, state: State) -> Value:
+        data: Any = properties.get(self._node.property, state)
+        if self._is_json and isinstance(data, str):
+            try:
+                data = loads(data)
+            except ValueError:
+                raise NodeError(f"property {self._node.property} is not JSON") from None
+        value = Value(data)
+        self._refuse_null(value)
+        return value
+
+    @property
+    def _is_json(self) -> bool:
+        return self._node.content_type == "application/json"
+
+    def _refuse_null(self, value: Value) -> None:
+        if self._node.non_nil and value.is_null:
+            raise NodeError(f"property {self._node.property} is null")
+
+
+class Branch:
+    asynchronous: ClassVar[bool] = False
+
+    def __init__(self, node: BranchNode, plan: NodePlan) -> None:
+        self._then = node.then or []
+        self._else = node.else_ or []
+        self._feeds = plan.feeds
+
+    def run(self, state: State) -> Value:
+        value = next(iter(state.gather(self._feeds).values()), NULL)
+        if value.data is not True and value.data is not False:
+            raise NodeError(f"input: expected a boolean, got {kind_of(value)}")
+        state.chosen.update(self._then if value.data else self._else)
+        return NULL
+
+
+KINDS: Mapping[str, Callable[[Any, NodePlan], Kind]] = {
+    "branch": Branch,
+    "call": Call,
+    "exit": ExitNow,
+    "jq": Jq,
+    "property": Property,
+    "static": Static,
+}
