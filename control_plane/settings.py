@@ -32,21 +32,24 @@ class Settings:
     """When given, a token with this value and every scope exists after the start."""
     encryption_key: str = field(default="", repr=False)
     """Fernet keys, separated by commas; the first encrypts, all decrypt. Empty: a file in the state directory."""
+    analytics_retention_days: int = 7
+    """How long single requests are kept; sums per minute stay."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Settings from the environment. Raises ValueError that names the variable."""
         env = os.environ if environment is None else environment
-        state_dir = Path(env.get("TANDEM_STATE_DIR") or state_home(env) / "control-plane")
+        state_dir = Path(env.get("TANDEM_STATE_DIR") or state_home(env) / "control-plane").absolute()
         return cls(
             state_dir=state_dir,
             database_url=env.get("DATABASE_URL") or f"sqlite:///{state_dir / 'control-plane.db'}",
             http_host=env.get("TANDEM_HTTP_HOST") or "127.0.0.1",
-            http_port=_port(env, "TANDEM_HTTP_PORT", 8001),
+            http_port=_number(env, "TANDEM_HTTP_PORT", 8001, 0, 65_535),
             grpc_host=env.get("TANDEM_GRPC_HOST") or "127.0.0.1",
-            grpc_port=_port(env, "TANDEM_GRPC_PORT", 8005),
+            grpc_port=_number(env, "TANDEM_GRPC_PORT", 8005, 0, 65_535),
             admin_token=env.get("TANDEM_ADMIN_TOKEN", ""),
             encryption_key=env.get("TANDEM_ENCRYPTION_KEY", ""),
+            analytics_retention_days=_number(env, "TANDEM_ANALYTICS_RETENTION_DAYS", 7, 1, 3650),
         )
 
 
@@ -58,8 +61,8 @@ def state_home(env: Mapping[str, str]) -> Path:
     return Path(base) / "tandem"
 
 
-def _port(env: Mapping[str, str], name: str, default: int) -> int:
+def _number(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
     text = env.get(name) or str(default)
-    if not text.isdecimal() or int(text) > 65_535:
-        raise ValueError(f"{name} must be a port between 0 and 65535, not '{text}'")
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise ValueError(f"{name} must be a number between {low} and {high}, not '{text}'")
     return int(text)

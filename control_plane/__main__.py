@@ -1,0 +1,146 @@
+"""`python -m control_plane`: run the control plane.
+
+Exit codes: 0 stopped by a signal; 1 an unexpected fault; 2 wrong flags or settings; 3 a port is taken; 4 it cannot
+start for a reason that is printed (database, keys, state directory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvicorn
+
+from control_plane.app import ControlPlane, create_app
+from control_plane.errors import StartError
+from control_plane.settings import Settings
+
+EXIT_SETTINGS = 2
+EXIT_PORT_TAKEN = 3
+EXIT_CANNOT_START = 4
+_GRACE_SECONDS = 10
+
+
+class PortTaken(Exception):
+    """A listener's port is in use; the text names the port and how to choose another."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    flags = _flags().parse_args(arguments)
+    logging.basicConfig(level=flags.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = _settings(flags)
+    except ValueError as error:
+        return _fail(str(error), EXIT_SETTINGS)
+    try:
+        asyncio.run(_run(settings))
+    except PortTaken as error:
+        return _fail(str(error), EXIT_PORT_TAKEN)
+    except (StartError, ValueError) as error:
+        return _fail(str(error), EXIT_CANNOT_START)
+    except PermissionError as error:
+        return _fail(f"{error.filename}: {error.strerror} (--state-dir, TANDEM_STATE_DIR)", EXIT_CANNOT_START)
+    return 0
+
+
+def _flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m control_plane", description="Run the control plane.")
+    parser.add_argument("--http-port", type=int, help="port of the API and the console (TANDEM_HTTP_PORT, 8001)")
+    parser.add_argument("--grpc-port", type=int, help="port for data planes (TANDEM_GRPC_PORT, 8005)")
+    parser.add_argument("--state-dir", type=Path, help="database, keys, TLS identity (TANDEM_STATE_DIR)")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return parser
+
+
+def _settings(flags: argparse.Namespace) -> Settings:
+    environment = dict(os.environ)
+    if flags.state_dir is not None:
+        environment["TANDEM_STATE_DIR"] = str(flags.state_dir)
+    if flags.http_port is not None:
+        environment["TANDEM_HTTP_PORT"] = str(flags.http_port)
+    if flags.grpc_port is not None:
+        environment["TANDEM_GRPC_PORT"] = str(flags.grpc_port)
+    return Settings.read(environment)
+
+
+async def _run(settings: Settings) -> None:
+    plane = ControlPlane(settings)
+    listener = _listen(settings)
+    try:
+        async with _opened(plane):
+            await _serve(plane, listener)
+    finally:
+        listener.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.http_host, settings.http_port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(_taken(settings.http_port, "the API", "--http-port or TANDEM_HTTP_PORT")) from None
+        raise StartError(f"cannot listen on {settings.http_host}:{settings.http_port}: {error.strerror}") from None
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def _opened(plane: ControlPlane) -> AsyncIterator[None]:
+    try:
+        await _open(plane)
+        yield
+    finally:
+        await plane.close()
+
+
+async def _open(plane: ControlPlane) -> None:
+    try:
+        await plane.open()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        text = _taken(plane.settings.grpc_port, "data planes", "--grpc-port or TANDEM_GRPC_PORT")
+        raise PortTaken(text) from None
+
+
+async def _serve(plane: ControlPlane, listener: socket.socket) -> None:
+    config = uvicorn.Config(
+        create_app(plane),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    # uvicorn takes the signals, finishes what is under way and then raises them again for whoever had them before:
+    # that is here, where nothing is left to do.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    host, port = listener.getsockname()[:2]
+    sys.stdout.write(f"control plane ready: http://{host}:{port}, data planes at {plane.grpc_address}\n")
+    sys.stdout.flush()
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def _taken(port: int, purpose: str, setting: str) -> str:
+    return f"port {port}, for {purpose}, is taken by another process: free it, or choose another with {setting}"
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(f"control plane: {text}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""The control plane, assembled: database, keys, caches, gRPC side, HTTP application. One process, one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from control_plane import wire
+from control_plane.api import analytics, apply, entities, konnect, nodes
+from control_plane.auth import ensure_admin
+from control_plane.cache import SnapshotCache
+from control_plane.database import Database
+from control_plane.errors import (
+    BodyTooLarge,
+    ControlPlaneError,
+    InvalidParameters,
+    MethodNotAllowed,
+    NotFound,
+    StartError,
+    Unexpected,
+    new_trace,
+    problem,
+)
+from control_plane.holdings import HoldingsCache
+from control_plane.pins import Pins
+from control_plane.secrets import Cipher, open_cipher, read_keys
+from control_plane.settings import MAX_BODY_BYTES, VERSION, Settings
+from control_plane.snapshot import Snapshot, build
+
+_log = logging.getLogger(__name__)
+
+PROBLEM = "application/problem+json"
+
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_Asgi = Callable[[_Message, _Receive, _Send], Awaitable[None]]
+
+
+class ControlPlane:
+    """What the handlers share. `open` makes it ready, `close` ends it; `running` does both."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url)
+        self.snapshots = SnapshotCache(self._load_snapshot)
+        self.pins = Pins(self.database)
+        self.cipher: Cipher
+        self.holdings: HoldingsCache
+        self.wire: wire.Wire | None = None
+
+    @property
+    def grpc_address(self) -> str:
+        """host:port that data planes dial."""
+        port = self.wire.port if self.wire is not None else self.settings.grpc_port
+        return f"{self.settings.grpc_host}:{port}"
+
+    async def open(self) -> None:
+        """Raises StartError for what the operator can mend, OSError when the gRPC port is taken."""
+        self.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keys = read_keys(self.settings)
+        await self._open_database(keys)
+        self.holdings = HoldingsCache(self.cipher)
+        self.wire = await wire.start(self)
+
+    async def close(self) -> None:
+        if self.wire is not None:
+            await self.wire.close()
+        await self.snapshots.close()
+        await self.database.close()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[ControlPlane]:
+        try:
+            await self.open()
+            yield self
+        finally:
+            await self.close()
+
+    def touch(self, control_plane_id: str) -> None:
+        """An entity was committed: make a snapshot at the next quiet moment."""
+        self.snapshots.touch(control_plane_id)
+
+    async def forget(self, control_plane_id: str) -> None:
+        """A control plane was deleted: its nodes are nobody's, its snapshots nothing."""
+        self.snapshots.forget(control_plane_id)
+        self.holdings.forget(control_plane_id)
+        await self.pins.refresh()
+
+    async def _open_database(self, keys: list[str]) -> None:
+        try:
+            await self.database.migrate()
+            async with self.database.starting() as session:
+                self.cipher = await open_cipher(session, keys)
+                await ensure_admin(session, self.settings)
+        except (SQLAlchemyError, OSError) as error:
+            shown = self.database.url.render_as_string(hide_password=True)
+            raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error
+
+    async def _load_snapshot(self, control_plane_id: str) -> Snapshot:
+        async with self.database.reading() as session:
+            holdings = await self.holdings.load(session, control_plane_id)
+        return await asyncio.to_thread(build, holdings)
+
+
+def create_app(plane: ControlPlane) -> FastAPI:
+    """The HTTP application of a control plane that is, or will be, open."""
+    app = FastAPI(
+        title="Tandem control plane",
+        version=VERSION,
+        description="Konnect's control-plane paths, core entities, the atomic apply, nodes and analytics.",
+        openapi_url="/openapi.json",
+    )
+    app.state.plane = plane
+    bearer = [Depends(HTTPBearer(auto_error=False, description="A token of this control plane (kpat_…)"))]
+    for router in _routers():
+        app.include_router(router, dependencies=bearer)
+    app.add_api_route("/health", _health, tags=["health"])
+    app.add_exception_handler(ControlPlaneError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_middleware(Edge, limit=MAX_BODY_BYTES)
+    return app
+
+
+def _routers() -> list[APIRouter]:
+    return [konnect.router, entities.router(), apply.router, nodes.router, analytics.router]
+
+
+async def _health() -> dict[str, str]:
+    """Whether the process answers; needs no token."""
+    return {"status": "ok", "version": VERSION}
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ControlPlaneError)
+    return _problem_response(error)
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself finds: no such path, another method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        return _problem_response(MethodNotAllowed("Method not allowed"))
+    return _problem_response(NotFound(f"there is nothing at {request.url.path}"))
+
+
+async def _answer_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {
+            "field": str(detail["loc"][-1]),
+            "rule": "invalid",
+            "reason": str(detail["msg"]),
+            "source": str(detail["loc"][0]),
+        }
+        for detail in error.errors()
+    ]
+    return _problem_response(InvalidParameters(found))
+
+
+def _problem_response(error: ControlPlaneError, trace: str | None = None) -> Response:
+    return Response(orjson.dumps(problem(error, trace), default=str), error.status, media_type=PROBLEM)
+
+
+class Edge:
+    """The outermost layer: bodies of limited size, and an answer also for faults of ours, with a trace to the log."""
+
+    def __init__(self, app: _Asgi, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watch(message: _Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            self._check_announced(scope)
+            await self._app(scope, self._counted(receive), watch)
+        except Exception as error:
+            if started:
+                raise
+            await self._refuse(error, scope, receive, send)
+
+    def _check_announced(self, scope: _Message) -> None:
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value[:20]) > self._limit:
+                raise BodyTooLarge(self._limit)
+
+    def _counted(self, receive: _Receive) -> _Receive:
+        received = 0
+
+        async def count() -> _Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise BodyTooLarge(self._limit)
+            return message
+
+        return count
+
+    @staticmethod
+    async def _refuse(error: Exception, scope: _Message, receive: _Receive, send: _Send) -> None:
+        trace = new_trace()
+        if not isinstance(error, ControlPlaneError):
+            _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=error)
+            error = Unexpected()
+        await _problem_response(error, trace)(scope, receive, send)
