@@ -1,0 +1,177 @@
+"""From a snapshot's parts to every worker running it, or none: what happens between the stream and the workers.
+
+`Assembly` puts parts together; `Applier` takes whole snapshots one after the other. While one is being applied, of
+those that arrive only the newest is kept: a snapshot that was superseded before its turn is never answered, because
+the control plane only waits for its last nonce. Applying goes on when the stream breaks: a half-applied snapshot
+would leave workers that disagree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zstandard
+
+from data_plane.agent.fleet import Fleet, Refusal
+from data_plane.agent.store import Snapshot, Store
+from data_plane.logs import facts
+from gateway_schema.document import hash_of
+from gateway_schema.wire import config_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+MAX_COMPRESSED = 256 * 1024 * 1024
+MAX_DOCUMENT = 1024 * 1024 * 1024
+APPLY_TIMEOUT = 25.0
+"""Seconds for all workers to build a snapshot: less than the control plane waits for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A snapshot as it came: whole, compressed, unchecked."""
+
+    version: int
+    hash: str
+    nonce: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an arrival: `refusal` None means that all workers run it."""
+
+    arrival: Arrival
+    refusal: Refusal | None
+
+
+class Assembly:
+    """Parts of snapshots, in order; a new nonce's first part ends the wait for an older one's rest."""
+
+    def __init__(self) -> None:
+        self._first: pb.Snapshot | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def add(self, part: pb.Snapshot) -> Arrival | None:
+        """The whole snapshot, with its last part. Parts of a stale nonce, or out of order, lead to nothing."""
+        if part.part == 0:
+            self._first, self._chunks, self._size = part, [], 0
+        first = self._first
+        if first is None or part.nonce != first.nonce:
+            return None
+        self._size += len(part.chunk)
+        if part.part != len(self._chunks) or part.parts != first.parts or self._size > MAX_COMPRESSED:
+            self._first = None
+            return None
+        self._chunks.append(part.chunk)
+        if len(self._chunks) < first.parts:
+            return None
+        self._first = None
+        return Arrival(first.version, first.hash, first.nonce, b"".join(self._chunks))
+
+
+class _Refused(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        super().__init__(refusal.error)
+
+
+class Applier:
+    """Applies snapshots. `submit` never waits; whoever submitted is told the outcome through its callback.
+
+    `emptied` is called when what was on disk turns out not to run: the control plane must send anew.
+    """
+
+    def __init__(
+        self, store: Store, fleet: Fleet, current: Snapshot | None, emptied: Callable[[], None] = lambda: None
+    ) -> None:
+        self._emptied = emptied
+        self._store = store
+        self._fleet = fleet
+        self.current = current
+        """What all workers run, and a restart loads."""
+        self._next: tuple[Arrival, Callable[[Outcome], None]] | None = None
+        self._bell = asyncio.Event()
+
+    def submit(self, arrival: Arrival, tell: Callable[[Outcome], None]) -> None:
+        self._next = (arrival, tell)
+        self._bell.set()
+
+    async def run(self) -> None:
+        """First what was on disk, then what arrives. For ever: ends by cancellation only."""
+        if self.current is not None:
+            await self._boot(self.current)
+        while True:
+            await self._bell.wait()
+            self._bell.clear()
+            if self._next is not None:
+                (arrival, tell), self._next = self._next, None
+                tell(Outcome(arrival, await self._apply(arrival)))
+
+    async def _boot(self, snapshot: Snapshot) -> None:
+        refusal = await self._fleet.boot(snapshot, APPLY_TIMEOUT)
+        if refusal is None:
+            log.info("serving the snapshot on disk: %s", facts(version=snapshot.version, hash=snapshot.hash))
+            return
+        log.error("the snapshot on disk cannot run; starting empty: %s", facts(reason=refusal.error))
+        self._store.set_aside()
+        self.current = None
+        self._emptied()
+
+    async def _apply(self, arrival: Arrival) -> Refusal | None:
+        known = self.current
+        if known is not None and known.current and (known.version, known.hash) == (arrival.version, arrival.hash):
+            return None
+        try:
+            candidate = await asyncio.to_thread(self._stage, arrival)
+        except _Refused as error:
+            return error.refusal
+        except OSError as error:
+            log.error("a snapshot cannot be stored: %s", facts(version=arrival.version, reason=error))
+            return Refusal(f"the node cannot store the snapshot: {error.strerror}")
+        refusal = await self._fleet.apply(candidate, APPLY_TIMEOUT)
+        if refusal is None:
+            refusal = self._commit(candidate)
+        if refusal is not None:
+            log.warning("snapshot refused: %s", facts(version=arrival.version, kept=known.version if known else 0))
+            if known is None or known.path != candidate.path:
+                self._store.discard(candidate)
+        return refusal
+
+    def _stage(self, arrival: Arrival) -> Snapshot:
+        """Unpack, check, put on disk; in a thread, for documents may be large."""
+        try:
+            document = _decompressed(arrival.data)
+        except (zstandard.ZstdError, ValueError) as error:
+            raise _Refused(Refusal(f"the snapshot cannot be decompressed: {error}")) from None
+        found = hash_of(document)
+        if found != arrival.hash:
+            raise _Refused(Refusal(f"the snapshot is damaged: its hash is {found}, not {arrival.hash}"))
+        return self._store.stage(arrival.version, arrival.hash, document)
+
+    def _commit(self, candidate: Snapshot) -> Refusal | None:
+        """All workers run it already: a disk that fails now costs a resync after a restart, not the change."""
+        self.current = candidate
+        try:
+            self._store.commit(candidate)
+        except OSError as error:
+            log.error("a snapshot will not outlast a restart: %s", facts(version=candidate.version, reason=error))
+        log.info("snapshot applied: %s", facts(version=candidate.version, hash=candidate.hash))
+        return None
+
+
+def _decompressed(data: bytes) -> bytes:
+    """Raises ZstdError, and ValueError for what is cut off or grows beyond all measure."""
+    unpacker = zstandard.ZstdDecompressor().decompressobj()
+    out = bytearray()
+    view = memoryview(data)
+    for start in range(0, len(view), 64 * 1024):
+        out += unpacker.decompress(view[start : start + 64 * 1024])
+        if len(out) > MAX_DOCUMENT:
+            raise ValueError(f"it holds more than {MAX_DOCUMENT} bytes")
+    if not unpacker.eof:
+        raise ValueError("it is cut off")
+    return bytes(out)

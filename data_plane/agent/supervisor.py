@@ -1,0 +1,152 @@
+"""The node's own workers: spawned, and spawned again when they die.
+
+The first death of a worker is answered at once; one that keeps dying soon after its start waits longer each time, up
+to ten seconds. Workers stand in a process group of their own, so that a Ctrl-C in a terminal reaches the agent only,
+which then lets them finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+
+from data_plane.logs import facts
+
+log = logging.getLogger(__name__)
+
+STEADY = 10.0
+"""Seconds that a worker must have lived for its death to count as the first one."""
+FIRST_DELAY = 0.25
+LAST_DELAY = 10.0
+KILL_GRACE = 2.0
+
+
+def worker_command(index: int, channel: str, state_dir: str) -> list[str]:
+    """The state directory is named for whoever reads a list of processes; settings travel in the environment."""
+    return [
+        sys.executable,
+        "-m",
+        "data_plane",
+        "worker",
+        f"--index={index}",
+        f"--channel={channel}",
+        f"--state-dir={state_dir}",
+    ]
+
+
+class Supervisor:
+    """Keeps `count` workers alive while `run` runs. `command(index)` is what to start."""
+
+    def __init__(
+        self,
+        count: int,
+        command: Callable[[int], Sequence[str]],
+        environment: Mapping[str, str],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._count = count
+        self._command = command
+        self._environment = {**os.environ, **environment}
+        self._tell = changed
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._stopping = False
+        self.restarts = 0
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process id by worker index, of those that are alive."""
+        return {index: process.pid for index, process in sorted(self._processes.items())}
+
+    async def run(self) -> None:
+        """Ends when `stop` was called and all workers are gone."""
+        slots = [asyncio.create_task(self._keep_alive(index), name=f"worker {index}") for index in range(self._count)]
+        try:
+            await asyncio.gather(*slots)
+        finally:
+            for slot in slots:
+                slot.cancel()
+            await asyncio.gather(*slots, return_exceptions=True)
+
+    def kill(self) -> None:
+        """End all workers at once, whatever they are doing."""
+        self._signal(signal.SIGKILL)
+
+    async def stop(self, grace: float, told: Set[int] = frozenset()) -> None:
+        """Wait `grace` seconds for workers to finish, then make them. Those not `told` (pids) to drain are told so."""
+        self._stopping = True
+        self._signal(signal.SIGTERM, spare=told)
+        if await self._gone(grace):
+            return
+        log.warning("workers did not finish in time: %s", facts(pids=list(self.pids.values())))
+        self._signal(signal.SIGTERM)
+        if not await self._gone(KILL_GRACE):
+            self._signal(signal.SIGKILL)
+            await self._gone(KILL_GRACE)
+
+    async def _gone(self, timeout: float) -> bool:
+        waits = [asyncio.create_task(process.wait(), name="worker exit") for process in self._processes.values()]
+        if not waits:
+            return True
+        _, pending = await asyncio.wait(waits, timeout=timeout)
+        for wait in pending:
+            wait.cancel()
+        return not pending
+
+    def _signal(self, number: int, spare: Set[int] = frozenset()) -> None:
+        for process in self._processes.values():
+            if process.pid in spare:
+                continue
+            with suppress(ProcessLookupError):  # it died by itself in this moment
+                process.send_signal(number)
+
+    async def _keep_alive(self, index: int) -> None:
+        delay = 0.0
+        while not self._stopping:
+            started = time.monotonic()
+            try:
+                code = await self._live(index)
+            except OSError as error:
+                log.error("a worker cannot be started: %s", facts(worker=index, reason=error))
+                code = -1
+            if self._stopping:
+                return
+            steady = time.monotonic() - started >= STEADY
+            delay = 0.0 if steady else delay
+            self.restarts += 1
+            log.error("a worker died: %s", facts(worker=index, exit=_exit(code), restart_in=f"{delay:g}s"))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2 or FIRST_DELAY, LAST_DELAY)
+
+    async def _live(self, index: int) -> int:
+        """One worker's life; its exit code. Raises OSError when it cannot be started."""
+        process = await asyncio.create_subprocess_exec(
+            *self._command(index),
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),  # a stray print of a library belongs to the log
+            process_group=0,
+        )
+        self._processes[index] = process
+        log.info("worker started: %s", facts(worker=index, pid=process.pid))
+        self._tell()
+        try:
+            return await process.wait()
+        finally:
+            del self._processes[index]
+            self._tell()
+
+
+def _exit(code: int) -> str:
+    """An exit code, or the signal's name."""
+    if code >= 0:
+        return str(code)
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return str(code)

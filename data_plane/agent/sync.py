@@ -1,0 +1,229 @@
+"""The node's side of ConfigSync (`proto/config.proto`): one stream to the control plane, opened again for ever.
+
+Hello → Welcome → snapshots, each answered by ACK when every worker runs it, or by NACK with the entity and field at
+fault and the version that stays. Status goes up with every heartbeat and whenever a worker changes. What a snapshot
+means is not known here (`changes`). The control plane's absence is one line in the log, however long it lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from data_plane.agent.changes import Applier, Assembly, Outcome
+from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, read, reason_of
+from data_plane.agent.store import Snapshot
+from data_plane.logs import facts
+from data_plane.settings import VERSION
+from gateway_schema.plugins import PLUGINS
+from gateway_schema.wire import config_pb2 as pb
+from gateway_schema.wire.config_pb2_grpc import ConfigSyncStub
+
+log = logging.getLogger(__name__)
+
+WELCOME_TIMEOUT = 10.0
+DEFAULT_HEARTBEAT = 10.0
+CHANGE_PAUSE = 0.1
+"""Seconds in which several changes of workers become one Status."""
+
+
+class Sync:
+    """`status` makes the node's Status message."""
+
+    def __init__(self, channel: Any, node_id: str, applier: Applier, status: Callable[[], pb.Status]) -> None:
+        self._stub: Any = ConfigSyncStub(channel)  # type: ignore[no-untyped-call]
+        self._node_id = node_id
+        self._applier = applier
+        self._status = status
+        self._changed = asyncio.Event()
+        self._backoff = Backoff()
+        self._silent = False
+        self._call: Any = None
+        self.connected = False
+        self.control_plane_name = ""
+
+    def restart(self) -> None:
+        """End the stream and greet anew: what this node runs is no longer what it said."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def worker_changed(self) -> None:
+        self._changed.set()
+
+    async def run(self) -> None:
+        """For ever: ends by cancellation only."""
+        while True:
+            try:
+                await self._converse()
+            except STREAM_ERRORS as error:
+                self._lost(reason_of(error))
+            except Exception:
+                # A fault of ours in one conversation; giving up for ever would cost the node its configuration.
+                log.exception("the configuration stream failed")
+            finally:
+                self.connected = False
+            await asyncio.sleep(self._backoff.next())
+
+    def _lost(self, reason: str) -> None:
+        if not self._silent:
+            log.warning("no control plane; serving on and reconnecting: %s", facts(reason=reason))
+        self._silent = True
+
+    # One stream.
+
+    async def _converse(self) -> None:
+        call = self._call = self._stub.Stream()
+        conversation = _Conversation(self, call)
+        try:
+            await conversation.hold()
+        except asyncio.CancelledError:
+            # Either this task is to end, or `restart` cancelled the call, which its reader feels in the same way.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Disconnected("starting over") from None
+        finally:
+            self._call = None
+            call.cancel()
+
+    def hello(self) -> pb.Hello:
+        current = self._applier.current
+        status = self._status()
+        return pb.Hello(
+            node_id=self._node_id,
+            hostname=socket.gethostname(),
+            version=VERSION,
+            plugins=sorted(PLUGINS),
+            # Another version of this software may have taken other content under the same hash: ask for it anew.
+            hash=current.hash if current is not None and current.current else "",
+            config_version=current.version if current is not None else 0,
+            workers=status.workers,
+        )
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        self.connected = True
+        self.control_plane_name = welcome.control_plane_name
+        self._silent = False
+        self._backoff.reset()
+        log.info("connected to the control plane: %s", facts(name=welcome.control_plane_name))
+
+    def refused(self, refusal: pb.Refusal) -> None:
+        raise Disconnected(f"the control plane refused this node: {refusal.code}: {refusal.message}")
+
+    @property
+    def current(self) -> Snapshot | None:
+        return self._applier.current
+
+    @property
+    def applier(self) -> Applier:
+        return self._applier
+
+    def status(self) -> pb.Status:
+        return self._status()
+
+    async def change(self) -> None:
+        """Returns after a worker changed."""
+        await self._changed.wait()
+        await asyncio.sleep(CHANGE_PAUSE)
+        self._changed.clear()
+
+
+class _Conversation:
+    """A stream from Hello to its end. Answers of an applier that come later than that go nowhere."""
+
+    def __init__(self, sync: Sync, call: Any) -> None:
+        self._sync = sync
+        self._call = call
+        self._out: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
+        self._assembly = Assembly()
+        self._heartbeat = DEFAULT_HEARTBEAT
+
+    async def hold(self) -> None:
+        """Raises one of STREAM_ERRORS, whatever ends the stream."""
+        await self._call.write(pb.NodeMessage(hello=self._sync.hello()))
+        await self._await_welcome()
+        tasks = [
+            asyncio.create_task(self._read(), name="config stream: read"),
+            asyncio.create_task(self._write(), name="config stream: write"),
+            asyncio.create_task(self._beat(), name="config stream: heartbeat"),
+            asyncio.create_task(self._tell_changes(), name="config stream: changes"),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _await_welcome(self) -> None:
+        message = await read(self._call, WELCOME_TIMEOUT)
+        kind = message.WhichOneof("message")
+        if kind == "refusal":
+            self._sync.refused(message.refusal)
+        if kind != "welcome":
+            raise Disconnected("the control plane did not welcome this node")
+        if message.welcome.heartbeat_seconds:
+            self._heartbeat = float(min(message.welcome.heartbeat_seconds, 300))
+        self._sync.welcomed(message.welcome)
+
+    async def _read(self) -> None:
+        while True:
+            self._take(await read(self._call, None))
+
+    async def _write(self) -> None:
+        while True:
+            await self._call.write(await self._out.get())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat)
+            self._out.put_nowait(pb.NodeMessage(status=self._sync.status()))
+
+    async def _tell_changes(self) -> None:
+        while True:
+            await self._sync.change()
+            self._out.put_nowait(pb.NodeMessage(status=self._sync.status()))
+
+    def _take(self, message: pb.ControlMessage) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "snapshot":
+            arrival = self._assembly.add(message.snapshot)
+            if arrival is not None:
+                self._sync.applier.submit(arrival, self._answer)
+        elif kind == "delta":
+            self._refuse_delta(message.delta)
+        elif kind == "refusal":
+            self._sync.refused(message.refusal)
+
+    def _answer(self, outcome: Outcome) -> None:
+        arrival, refusal = outcome.arrival, outcome.refusal
+        workers = self._sync.status().workers
+        if refusal is None:
+            ack = pb.Ack(nonce=arrival.nonce, version=arrival.version, hash=arrival.hash, workers=workers)
+            self._out.put_nowait(pb.NodeMessage(ack=ack))
+            return
+        nack = self._nack(arrival.nonce, arrival.version, refusal.error)
+        nack.entity_type, nack.entity_id = refusal.entity_type, refusal.entity_id
+        nack.entity_name, nack.field = refusal.entity_name, refusal.field
+        self._out.put_nowait(pb.NodeMessage(nack=nack))
+
+    def _refuse_delta(self, delta: pb.Delta) -> None:
+        """This version applies whole snapshots only."""
+        nack = self._nack(delta.nonce, delta.to_version, "full snapshot wanted")
+        self._out.put_nowait(pb.NodeMessage(nack=nack))
+
+    def _nack(self, nonce: str, version: int, error: str) -> pb.Nack:
+        kept = self._sync.current
+        return pb.Nack(
+            nonce=nonce,
+            version=version,
+            kept_version=kept.version if kept is not None else 0,
+            kept_hash=kept.hash if kept is not None else "",
+            error=error,
+            workers=self._sync.status().workers,
+        )
