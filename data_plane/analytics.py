@@ -72,6 +72,7 @@ def event_of(exchange: Exchange, response: Response, sent: Sent) -> bytes:
         callout_us=_us(marks.callouts),
         outcome=sent.outcome,
         parent_request_id=exchange.parent_id,
+        decision_id=exchange.decision.id if exchange.decision is not None else "",
     )
     _add_upstream_times(event, marks, now, total)
     if exchange.llm_calls:

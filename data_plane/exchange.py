@@ -13,6 +13,7 @@ import orjson
 from data_plane.messages import BufferedBody, Request, Response
 
 if TYPE_CHECKING:
+    from data_plane.ai.decision import Decision
     from data_plane.chain import Bound, Plan
     from data_plane.router import Match
     from gateway_schema.entities import Consumer, KeyAuthCredential, Route, Service
@@ -84,6 +85,7 @@ class Exchange:
         "consumer",
         "credential",
         "deadline",
+        "decision",
         "depth",
         "error_kind",
         "id",
@@ -141,6 +143,8 @@ class Exchange:
         self.plugins: list[Bound] = []
         """The configurations chosen so far, for the log phase."""
         self.llm_calls: list[LlmCall] = []
+        self.decision: Decision | None = None
+        """How a model was chosen, when one was asked."""
         self.shared: dict[str, Any] = {}
         """Kong's `kong.ctx.shared`."""
         self.chat: Chat | None = None
