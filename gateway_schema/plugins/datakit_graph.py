@@ -180,9 +180,13 @@ class _Compiler:
 
     def _report_cycle(self, circle: Sequence[str], waits: Mapping[str, Sequence[tuple[str, Path]]]) -> None:
         """`circle`: each waits for the next, the last is the first again. Named at its first declared node's entry."""
-        pairs = list(itertools.pairwise(circle))
-        waiting, awaited = next((pair for pair in pairs if pair[0] in self._nodes), pairs[0])
-        path = next(path for name, path in waits[waiting] if name == awaited)
+        links = [
+            (waiting, awaited, path)
+            for waiting, awaited in itertools.pairwise(circle)
+            for name, path in waits[waiting]
+            if name == awaited and path  # only the one between the two plans has none
+        ]
+        waiting, awaited, path = next((link for link in links if link[0] in self._nodes), links[0])
         whole = " -> ".join(circle)
         self._fault(
             path,
