@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ class State:
     dropped: int = 0
     taken: Position = Position(0, 0)
     cursor: Position = Position(0, 0)
-    seals: deque[Seal] = field(default_factory=deque)
+    seals: list[Seal] = field(default_factory=list)
     workers: dict[str, int] = field(default_factory=dict)
     """The last batch number of each worker, the least recent worker first."""
 
@@ -120,7 +119,7 @@ class State:
         """Whether that was news."""
         news = False
         while self.seals and self.seals[0].sequence <= sequence:
-            seal = self.seals.popleft()
+            seal = self.seals.pop(0)
             self.taken, self.taken_consumed, self.acknowledged = seal.end, seal.consumed, seal.sequence
             news = True
         return news
@@ -140,7 +139,7 @@ class State:
             start = seal.end
 
     def encode(self) -> bytes:
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(self)
 
     @classmethod
     def decode(cls, payload: bytes) -> State:
@@ -157,7 +156,7 @@ class State:
             **{name: int(values[name]) for name in _NUMBERS},
             taken=Position(**values["taken"]),
             cursor=Position(**values["cursor"]),
-            seals=deque(Seal(**{**seal, "end": Position(**seal["end"])}) for seal in values["seals"]),
+            seals=[Seal(**{**seal, "end": Position(**seal["end"])}) for seal in values["seals"]],
             workers={str(worker): int(number) for worker, number in values["workers"].items()},
         )
 
