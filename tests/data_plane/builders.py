@@ -8,6 +8,7 @@ Everything runs in the test's own event loop, on 127.0.0.1 and on ports the syst
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -78,9 +79,11 @@ class Events:
     """A reporter that keeps what it is given, parsed."""
 
     list: list[analytics_pb2.RequestEvent] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def report(self, event: bytes) -> None:
         self.list.append(analytics_pb2.RequestEvent.FromString(event))
+        self.arrived.set()
 
 
 class Gateway:
@@ -89,6 +92,7 @@ class Gateway:
     def __init__(self, worker: Worker, events: Events, port: int) -> None:
         self.worker = worker
         self.events = events.list
+        self._reported = events.arrived
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._client = Client()
@@ -120,6 +124,13 @@ class Gateway:
 
     async def apply(self, payload: bytes, version: int) -> None:
         await self.worker.apply(payload, version)
+
+    async def ended(self, count: int) -> None:
+        """Wait until so many exchanges have been reported: that is after their answers' last byte."""
+        async with asyncio.timeout(5):
+            while len(self.events) < count:
+                self._reported.clear()
+                await self._reported.wait()
 
     async def close(self) -> None:
         await self._client.close()
