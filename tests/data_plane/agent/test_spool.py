@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from data_plane.agent.segments import numbers_in, path_of
 from data_plane.agent.spool import Spool, SpoolError
+from data_plane.agent.spool_files import SegmentRow
 from gateway_schema.wire import analytics_pb2 as pb
 from tests.data_plane.agent.events import event, intake, totals, worker_name
 
@@ -193,18 +194,58 @@ def test_what_cannot_be_folded_any_further_is_dropped_and_counted(tmp_path: Path
     assert spool.size <= 2 * 64 * 1024
 
 
-def test_a_crash_between_merging_segments_and_removing_them_doubles_nothing(tmp_path: Path) -> None:
-    limit = 256 * 1024
-    spool = Spool(tmp_path, limit)
-    saved: dict[str, bytes] = {}
-    for first in range(1, 3000):
-        fill(spool, 1, per_batch=4, padding=100, first=first, minutes=3000)
-        now = {path.name: path.read_bytes() for path in tmp_path.glob("*.log")}
-        saved = {**saved, **now} if first % 50 == 0 else {**now, **saved}
-    unlimited = Spool(tmp_path / "whole", LIMIT)
-    fill(unlimited, 2999, per_batch=4, padding=100, minutes=3000)
-    expected = totals(drained(unlimited))
-    assert totals(drained(Spool(tmp_path, limit))) == expected
+def test_a_crash_between_merging_segments_and_removing_them_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each moment at which a rewritten segment has just taken its place is a crash, tried on a copy."""
+    folder, limit = tmp_path / "spool", 64 * 1024
+    spool = Spool(folder, limit)
+    crashes: list[Path] = []
+    real = __import__("os").replace
+
+    def replace(source: Path, target: Path) -> None:
+        real(source, target)
+        crashes.append(tmp_path / f"crash-{len(crashes)}")
+        shutil.copytree(folder, crashes[-1])
+
+    monkeypatch.setattr("os.replace", replace)
+    merges = 0
+    for number in range(1, 1500):
+        before = len(list(folder.glob("*.log")))
+        some = [event(4 * number + n, minute=number) for n in range(4)]
+        spool.take_in(intake(worker_name(1), number, some))
+        merges += len(list(folder.glob("*.log"))) < before
+        for crashed in crashes:
+            reopened = Spool(crashed, LIMIT)
+            batches = drained(reopened)
+            delivered = sum(len(b.events) + sum(d.requests for d in b.deltas) for b in batches)
+            assert delivered == 4 * number
+            assert reopened.dropped == 0
+            reopened.close()
+            shutil.rmtree(crashed)
+        crashes.clear()
+    assert merges
+
+
+def test_a_folded_segment_that_is_the_last_one_left_still_knows_everything(tmp_path: Path) -> None:
+    """A loss of power may take the segments behind it; who sends them again is told apart from who need not."""
+    folder, limit = tmp_path / "spool", 256 * 1024
+    spool, whole = Spool(folder, limit), Spool(tmp_path / "whole", LIMIT)
+    fill(spool, 1)
+    sealed = spool.seal()
+    fill(spool, 200, padding=300, first=2)
+    spool.close()
+    row = SegmentRow(folder)
+    row.load()
+    folded = max(number for number, level in row.levels.items() if level)
+    for number in [number for number in row.sizes if number > folded]:
+        row.remove(number)
+    reopened = Spool(folder, LIMIT)
+    assert reopened.unacknowledged() == [sealed]
+    for target in (reopened, whole):
+        fill(target, 201)
+        fill(target, 201, padding=300)
+    assert totals(drained(reopened)) == totals(drained(whole))
 
 
 # Crashes.
