@@ -37,11 +37,12 @@ class Sketch:
         return sum(self.bins.values())
 
     def quantile(self, q: float) -> float | None:
-        """The q-quantile in microseconds (0 ≤ q ≤ 1); None when nothing was added."""
+        """The q-quantile in microseconds (0 ≤ q ≤ 1) by nearest rank: the smallest value that at least that share of
+        all values does not exceed, so that p99 of a few is their largest. None when nothing was added."""
         total = self.count
         if not total:
             return None
-        rank = q * (total - 1)
+        rank = max(0, math.ceil(q * total) - 1)
         seen = 0
         for key in sorted(self.bins):
             seen += self.bins[key]

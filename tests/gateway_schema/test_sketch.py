@@ -20,7 +20,7 @@ def sketch_of(numbers: list[int]) -> Sketch:
 
 @given(values, st.floats(0, 1))
 def test_a_quantile_is_within_one_percent_of_the_true_one(numbers: list[int], q: float) -> None:
-    exact = sorted(numbers)[math.floor(q * (len(numbers) - 1))]
+    exact = sorted(numbers)[max(0, math.ceil(q * len(numbers)) - 1)]
     estimate = sketch_of(numbers).quantile(q)
     assert estimate is not None
     assert abs(estimate - exact) <= exact * ACCURACY * 1.0001
@@ -55,3 +55,7 @@ def test_an_empty_sketch_has_no_quantiles() -> None:
 
 def test_zeros_have_a_bin_of_their_own() -> None:
     assert sketch_of([0, 0, 0]).quantile(0.5) == pytest.approx(0)
+
+
+def test_a_high_percentile_of_a_few_values_is_their_largest() -> None:
+    assert sketch_of([1_000, 10_000]).quantile(0.99) == pytest.approx(10_000, rel=ACCURACY)
