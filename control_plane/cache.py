@@ -18,6 +18,8 @@ from typing import Protocol
 import orjson
 import zstandard
 
+from control_plane.errands import Errands
+
 _log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
@@ -76,6 +78,7 @@ class SnapshotCache:
 
     def __init__(self, load: Callable[[str], Awaitable[Snapshot]]) -> None:
         self._load = load
+        self._errands = Errands("build snapshot")
         self._entries: dict[str, _Entry] = {}
 
     async def refresh(self, control_plane_id: str) -> Snapshot:
@@ -115,11 +118,12 @@ class SnapshotCache:
             entry.toucher.cancel()
 
     async def close(self) -> None:
-        """Cancel the builds that wait for a quiet moment."""
+        """Cancel the builds that wait for a quiet moment, finish those that do not."""
         tasks = [entry.toucher for entry in self._entries.values() if entry.toucher is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._errands.close()
 
     # -- building
 
@@ -127,6 +131,9 @@ class SnapshotCache:
         return self._entries.setdefault(control_plane_id, _Entry())
 
     async def _refresh(self, control_plane_id: str) -> Parcel:
+        return await self._errands.run(self._fulfil(control_plane_id))
+
+    async def _fulfil(self, control_plane_id: str) -> Parcel:
         entry = self._entry(control_plane_id)
         entry.wanted += 1
         wish = entry.wanted

@@ -19,6 +19,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.database import Database
+from control_plane.errands import Errands
 from control_plane.models import ANALYTICS_EPOCHS, ENTITY_NAMES, ENTITY_TABLES, LLM_CALLS, REQUEST_EVENTS
 from control_plane.rollups import MAX_INT, MINUTE_US, Rollups, chunks, clamp, text, upsert
 from gateway_schema.wire import analytics_pb2
@@ -52,6 +53,7 @@ class Ingest:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._errands = Errands("store batch")
         self._named: dict[tuple[str, str], float] = {}
 
     async def last_durable(self, reporter: Reporter) -> int:
@@ -66,7 +68,17 @@ class Ingest:
             raise InvalidBatch(f"a batch needs a sequence from 1, not {batch.sequence}")
         if len(batch.events) > MAX_EVENTS or len(batch.deltas) > MAX_EVENTS:
             raise InvalidBatch(f"a batch may hold {MAX_EVENTS} events and as many deltas")
-        now_us = time.time_ns() // 1000
+        return await self._errands.run(self._apply(reporter, batch, time.time_ns() // 1000))
+
+    async def ended(self, reporter: Reporter) -> None:
+        """The spool was closed cleanly: nothing of it is under way any more."""
+        async with self._database.writing() as session:
+            await session.execute(_where(update(ANALYTICS_EPOCHS), reporter).values(ended=True))
+
+    async def close(self) -> None:
+        await self._errands.close()
+
+    async def _apply(self, reporter: Reporter, batch: analytics_pb2.Batch, now_us: int) -> int:
         async with self._database.writing() as session:
             epoch = await self._locked_epoch(session, reporter, now_us)
             ranges = [tuple(pair) for pair in epoch.applied_ahead]
@@ -88,11 +100,6 @@ class Ingest:
         fresh_until = time.monotonic() + _NAMES_FRESH_SECONDS
         self._named |= {(reporter.control_plane_id, id_): fresh_until for id_ in named}
         return through
-
-    async def ended(self, reporter: Reporter) -> None:
-        """The spool was closed cleanly: nothing of it is under way any more."""
-        async with self._database.writing() as session:
-            await session.execute(_where(update(ANALYTICS_EPOCHS), reporter).values(ended=True))
 
     async def prune(self, before_us: int) -> None:
         """Delete the request log before a moment, an hour at a time, so that no transaction is long."""

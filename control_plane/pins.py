@@ -62,7 +62,7 @@ class Pins:
         """Read the certificates again. A certificate that is registered anywhere is not revoked."""
         async with self._database.reading() as session:
             revoked = (await session.execute(select(REVOKED_CERTIFICATES))).all()
-            names = dict((await session.execute(select(ControlPlane.id, ControlPlane.name))).tuples().all())
+            names = {row.id: row.name for row in await session.execute(select(ControlPlane.id, ControlPlane.name))}
             live = (await session.execute(select(DataPlaneCertificate).order_by("created_at", "id"))).scalars().all()
         pins: dict[str, Pin] = {}
         for gone in revoked:

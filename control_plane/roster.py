@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sqlalchemy import delete, update
 
 from control_plane.database import Database
+from control_plane.errands import Errands
 from control_plane.models import Node
 from gateway_schema.wire import config_pb2
 
@@ -31,15 +32,40 @@ class NodeId:
 
 
 class Roster:
-    """Writes what the streams learn. Every method is one transaction."""
+    """Writes what the streams learn. Every method is one transaction, which a stream's end does not interrupt."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._errands = Errands("write node")
 
     async def arrived(
         self, who: NodeId, hello: config_pb2.Hello, state: SyncState, error: dict[str, Any] | None
     ) -> None:
         """A node said hello: its row is made, or brought up to date."""
+        await self._errands.run(self._arrive(who, hello, state, error))
+
+    async def record(self, who: NodeId, state: SyncState, **values: Any) -> None:
+        """The node was heard of; `values` are columns. A row that was deleted meanwhile stays deleted."""
+        now = int(time.time())
+        await self._errands.run(self._update(who, sync_state=state, last_seen=now, updated_at=now, **values))
+
+    async def left(self, who: NodeId) -> None:
+        """The node's stream ended; when it was last seen stays as it was."""
+        await self._errands.run(self._update(who, sync_state="offline"))
+
+    async def prune(self, now: float) -> None:
+        async with self._database.writing() as session:
+            await session.execute(
+                delete(Node).where(Node.last_seen < int(now) - FORGET_AFTER_SECONDS),
+                execution_options={"synchronize_session": False},
+            )
+
+    async def close(self) -> None:
+        await self._errands.close()
+
+    async def _arrive(
+        self, who: NodeId, hello: config_pb2.Hello, state: SyncState, error: dict[str, Any] | None
+    ) -> None:
         now = int(time.time())
         values: dict[str, Any] = {
             "hostname": clean(hello.hostname, 256),
@@ -60,32 +86,10 @@ class Roster:
             for name, value in values.items():
                 setattr(node, name, value)
 
-    async def record(self, who: NodeId, state: SyncState, **values: Any) -> None:
-        """The node was heard of; `values` are columns. A row that was deleted meanwhile stays deleted."""
-        now = int(time.time())
+    async def _update(self, who: NodeId, **values: Any) -> None:
+        row = update(Node).where(Node.control_plane_id == who.control_plane_id, Node.id == who.node_id)
         async with self._database.writing() as session:
-            await session.execute(
-                _row(who).values(sync_state=state, last_seen=now, updated_at=now, **values),
-                execution_options={"synchronize_session": False},
-            )
-
-    async def left(self, who: NodeId) -> None:
-        """The node's stream ended; when it was last seen stays as it was."""
-        async with self._database.writing() as session:
-            await session.execute(
-                _row(who).values(sync_state="offline"), execution_options={"synchronize_session": False}
-            )
-
-    async def prune(self, now: float) -> None:
-        async with self._database.writing() as session:
-            await session.execute(
-                delete(Node).where(Node.last_seen < int(now) - FORGET_AFTER_SECONDS),
-                execution_options={"synchronize_session": False},
-            )
-
-
-def _row(who: NodeId) -> Any:
-    return update(Node).where(Node.control_plane_id == who.control_plane_id, Node.id == who.node_id)
+            await session.execute(row.values(**values), execution_options={"synchronize_session": False})
 
 
 def worker_rows(workers: Iterable[config_pb2.Worker]) -> list[dict[str, Any]]:

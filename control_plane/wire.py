@@ -96,6 +96,8 @@ class Wire:
         self._config_sync.end_streams()
         await self._server.stop(_GRACE_SECONDS)
         await self._gate.close()
+        await self._roster.close()
+        await self._ingest.close()
 
     async def _prune(self) -> None:
         now = time.time()

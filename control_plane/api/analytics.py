@@ -253,7 +253,7 @@ async def _display(session: AsyncSession, query: MetricsQuery, result: Answer) -
     display: dict[str, Any] = {}
     for name, ids in zip(query.dimensions, result.seen, strict=True):
         dimension = query.datasource.dimensions[name]
-        shown = {one: {"id": one, "name": one} for one in ids if one not in (EMPTY, OTHER)}
+        shown: dict[str, Any] = {one: {"id": one, "name": one} for one in ids if one not in (EMPTY, OTHER)}
         if dimension.entity_type == "control_planes":
             shown = await _control_plane_names(session, list(shown))
         elif dimension.entity_type is not None:

@@ -34,7 +34,7 @@ _COMPATIBILITY = {
     "plugin_set_incompatible": "COMPATIBILITY_STATE_INCOMPATIBLE",
 }
 _RESOLUTIONS = {
-    "kong_version_incompatible": f"Run a data plane of version {VERSION}, or of an earlier minor version of that major.",
+    "kong_version_incompatible": f"Run a data plane of version {VERSION} or of an earlier minor version.",
     "plugin_set_incompatible": "Upgrade the data plane, or remove the plugin from the configuration.",
 }
 

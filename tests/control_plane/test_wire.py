@@ -1,0 +1,426 @@
+"""Both gRPC services over real mTLS, with scripted nodes: who is served, what they get, what is recorded of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import orjson
+import pytest
+
+from control_plane.app import ControlPlane, create_app
+from control_plane.discovery import version_problem
+from control_plane.settings import Settings
+from gateway_schema.document import hash_of
+from gateway_schema.wire import analytics_pb2, config_pb2
+from tests.control_plane.scripted_node import PATIENCE, KeyPair, ScriptedNode, ScriptedReporter, channel, key_pair
+
+TOKEN = "kpat_test"
+
+
+class Admin:
+    """The HTTP API, for one control plane with one registered certificate."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(plane)),
+            base_url="http://control-plane",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        )
+        self.pair = key_pair()
+        self.path = ""
+        self.certificate_id = ""
+
+    async def prepare(self) -> None:
+        created = await self.http.post("/v2/control-planes", json={"name": "first"})
+        assert created.status_code == 201, created.text
+        self.path = f"/v2/control-planes/{created.json()['id']}"
+        self.certificate_id = await self.register(self.pair)
+
+    async def register(self, pair: KeyPair) -> str:
+        answer = await self.http.post(f"{self.path}/dp-client-certificates", json={"cert": pair.cert, "title": "t"})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["item"]["id"])
+
+    async def change(self, name: str) -> None:
+        """Make another configuration, as a client does that waits for its snapshot."""
+        body = {"name": name, "host": f"{name}.internal"}
+        answer = await self.http.post(f"{self.path}/core-entities/services", json=body)
+        assert answer.status_code == 201, answer.text
+        await self.plane.snapshots.refresh(self.path.rsplit("/", 1)[1])
+
+    async def node(self, node_id: str) -> dict[str, Any]:
+        answer = await self.http.get(f"{self.path}/nodes/{node_id}")
+        assert answer.status_code == 200, answer.text
+        item: dict[str, Any] = answer.json()["item"]
+        return item
+
+    async def until(self, node_id: str, state: str) -> dict[str, Any]:
+        """The node's row once it is in that state; the test fails when that does not come."""
+        async with asyncio.timeout(PATIENCE):
+            while (node := await self.node(node_id))["sync_state"] != state:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return node
+
+
+async def logged(caplog: pytest.LogCaptureFixture, words: str) -> None:
+    """Wait for a line of the gate, which has a thread of its own."""
+    async with asyncio.timeout(PATIENCE):
+        while words not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def admin(database_url: str, tmp_path: Path) -> AsyncIterator[Admin]:
+    settings = Settings(state_dir=tmp_path / "state", database_url=database_url, grpc_port=0, admin_token=TOKEN)
+    plane = ControlPlane(settings)
+    async with plane.running():
+        admin = Admin(plane)
+        await admin.prepare()
+        yield admin
+        await admin.http.aclose()
+
+
+async def test_a_node_gets_the_snapshot_and_counts_as_in_sync_once_it_acknowledges(admin: Admin) -> None:
+    await admin.change("orders")
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        welcome = await node.hello()
+        assert welcome.welcome.control_plane_name == "first"
+        received = await node.snapshot()
+        assert hash_of(received.payload) == received.hash
+        assert [service["name"] for service in orjson.loads(received.payload)["entities"]["services"]] == ["orders"]
+        assert (await admin.until(node.id, "pending"))["last_error"] is None
+        await node.ack(received)
+        row = await admin.until(node.id, "in_sync")
+        assert (row["config_hash"], row["config_version"]) == (received.hash, received.version)
+        assert row["workers"] == [
+            {"index": 0, "pid": 7, "version": received.version, "hash": received.hash, "state": "ready"}
+        ]
+        expected = (await admin.http.get(f"{admin.path}/expected-config-hash")).json()
+        assert expected["expected_hash"] == received.hash
+    assert (await admin.until(node.id, "offline"))["config_hash"] == received.hash
+
+
+async def test_a_node_that_has_the_snapshot_is_sent_only_the_next_one(admin: Admin) -> None:
+    await admin.change("one")
+    async with channel(admin.plane, admin.pair) as opened:
+        first = ScriptedNode(opened)
+        await first.hello()
+        known = await first.snapshot()
+        await first.ack(known)
+        again = ScriptedNode(opened)
+        await again.hello(known_hash=known.hash)
+        assert (await admin.node(again.id))["sync_state"] == "in_sync"
+        await admin.change("two")
+        assert (await again.snapshot()).version > known.version
+
+
+async def test_a_refused_snapshot_is_recorded_with_its_entity_and_field_and_not_sent_again(admin: Admin) -> None:
+    await admin.change("good")
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        received = await node.snapshot()
+        await node.nack(
+            received,
+            error="no such model",
+            entity_type="plugins",
+            entity_id="1",
+            entity_name="ai-proxy-advanced",
+            field="config.targets[0]",
+            kept_hash="0" * 32,
+        )
+        row = await admin.until(node.id, "rejected")
+        assert row["last_error"]["message"] == "no such model"
+        assert row["last_error"]["entity_name"] == "ai-proxy-advanced"
+        assert row["last_error"]["field"] == "config.targets[0]"
+        await admin.change("better")
+        better = await node.snapshot()
+        assert better.hash != received.hash
+        await node.ack(better)
+        assert (await admin.until(node.id, "in_sync"))["last_error"] is None
+
+
+async def test_an_answer_with_a_stale_nonce_changes_nothing(admin: Admin) -> None:
+    await admin.change("one")
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        received = await node.snapshot()
+        await node.ack(received, nonce="of-another-time")
+        await node.status(received)  # the control plane has read the ack when it has read what follows
+        await admin.until(node.id, "in_sync")
+        assert (await admin.node(node.id))["workers"] == []
+
+
+async def test_a_busy_node_skips_what_lies_between_and_delays_no_other(admin: Admin) -> None:
+    await admin.change("start")
+    async with channel(admin.plane, admin.pair) as first, channel(admin.plane, admin.pair) as second:
+        slow, quick = ScriptedNode(first), ScriptedNode(second)
+        await slow.hello()
+        await quick.hello()
+        held = await slow.snapshot()
+        await quick.ack(await quick.snapshot())
+        for name in ("a", "b", "c"):
+            await admin.change(name)
+            newest = await quick.snapshot()
+            await quick.ack(newest)
+        await slow.ack(held)
+        assert (await slow.snapshot()).hash == newest.hash
+
+
+async def test_equal_configurations_wake_nobody(admin: Admin) -> None:
+    await admin.change("one")
+    control_plane_id = admin.path.rsplit("/", 1)[1]
+    before = await admin.plane.snapshots.refresh(control_plane_id)
+    waiting = asyncio.ensure_future(admin.plane.snapshots.watch(control_plane_id, before.hash))
+    assert await admin.plane.snapshots.refresh(control_plane_id) is before
+    assert not waiting.done()
+    await admin.change("two")
+    assert (await waiting).snapshot.hash != before.hash
+
+
+async def test_the_newer_stream_of_a_node_wins(admin: Admin) -> None:
+    await admin.change("one")
+    async with channel(admin.plane, admin.pair) as opened:
+        older = ScriptedNode(opened)
+        await older.hello()
+        newer = ScriptedNode(opened, older.id)
+        await newer.hello()
+        assert await older.ended() is grpc.StatusCode.OK
+        await newer.ack(await newer.snapshot())
+        await admin.until(newer.id, "in_sync")
+
+
+async def test_a_configuration_with_a_plugin_that_the_node_lacks_is_withheld(admin: Admin) -> None:
+    await admin.change("one")
+    plugin = await admin.http.post(f"{admin.path}/core-entities/plugins", json={"name": "key-auth"})
+    assert plugin.status_code == 201, plugin.text
+    await admin.plane.snapshots.refresh(admin.path.rsplit("/", 1)[1])
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello(plugins=["datakit"])
+        row = await admin.until(node.id, "rejected")
+        assert "key-auth" in row["last_error"]["message"]
+        assert row["compatibility_status"]["state"] == "COMPATIBILITY_STATE_INCOMPATIBLE"
+        assert row["compatibility_status"]["issues"][0]["code"] == "plugin_set_incompatible"
+        deleted = await admin.http.delete(f"{admin.path}/core-entities/plugins/{plugin.json()['id']}")
+        assert deleted.status_code == 204
+        await node.ack(await node.snapshot())
+        assert (await admin.until(node.id, "in_sync"))["last_error"] is None
+
+
+async def test_a_node_of_a_newer_version_is_refused_and_shown(admin: Admin) -> None:
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        assert (await node.hello(version="4.0.0")).refusal.code == "kong_version_incompatible"
+        assert await node.ended() is grpc.StatusCode.OK
+    outdated = (await admin.http.get(f"{admin.path}/nodes/eol")).json()["items"]
+    assert [item["node_id"] for item in outdated] == [node.id]
+
+
+@pytest.mark.parametrize(
+    ("node", "ours", "served"),
+    [
+        ("3.15.0", "3.15.0", True),
+        ("3.15.9", "3.15.0", True),
+        ("3.14.2-rc.1", "3.15.0", True),
+        ("3.16.0", "3.15.0", False),
+        ("2.15.0", "3.15.0", False),
+        ("4.0.0", "3.15.0", False),
+        ("new", "3.15.0", False),
+        ("", "3.15.0", False),
+    ],
+)
+def test_versions_are_served_up_to_our_minor_of_the_same_major(node: str, ours: str, served: bool) -> None:
+    assert (version_problem(node, ours) is None) is served
+
+
+@pytest.mark.parametrize(
+    "first", [config_pb2.NodeMessage(), config_pb2.NodeMessage(hello=config_pb2.Hello(node_id="x"))]
+)
+async def test_a_stream_that_does_not_begin_with_a_hello_is_refused(
+    admin: Admin, first: config_pb2.NodeMessage
+) -> None:
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.send(first)
+        assert (await node.receive()).refusal.code == "invalid_hello"
+
+
+# -- certificates
+
+
+async def test_an_unknown_certificate_is_refused_and_the_log_says_so(
+    admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    for pair, words in ((key_pair(), "unknown client certificate"), (None, "no client certificate")):
+        caplog.clear()
+        async with channel(admin.plane, pair) as opened:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await ScriptedNode(opened).hello()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        await logged(caplog, words)
+
+
+async def test_an_expired_certificate_is_refused_by_name(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:
+    expired = key_pair(valid_days=-1)
+    await admin.register(expired)
+    async with channel(admin.plane, expired) as opened:
+        refusal = await ScriptedNode(opened).receive()
+        assert refusal.refusal.code == "expired_certificate"
+        reporter = ScriptedReporter(opened, str(uuid.uuid4()))
+        assert await reporter.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "(t) of control plane first expired at" in caplog.text
+
+
+async def test_a_revoked_certificate_ends_its_streams_and_is_refused_by_name(
+    admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await node.snapshot()
+        revoked = await admin.http.delete(f"{admin.path}/dp-client-certificates/{admin.certificate_id}")
+        assert revoked.status_code == 204
+        assert await node.ended() is not grpc.StatusCode.OK
+    await admin.until(node.id, "offline")
+    async with channel(admin.plane, admin.pair) as opened:
+        refusal = await ScriptedNode(opened).receive()
+        assert refusal.refusal.code == "revoked_certificate"
+    assert "(t) of control plane first was revoked" in caplog.text
+    await admin.register(admin.pair)
+    async with channel(admin.plane, admin.pair) as opened:
+        assert (await ScriptedNode(opened).hello()).HasField("welcome")
+
+
+async def test_a_certificate_belongs_to_one_control_plane(admin: Admin) -> None:
+    other = (await admin.http.post("/v2/control-planes", json={"name": "second"})).json()["id"]
+    path = f"/v2/control-planes/{other}/dp-client-certificates"
+    assert (await admin.http.post(path, json={"cert": admin.pair.cert})).status_code == 409
+    mine = key_pair()
+    assert (await admin.http.post(path, json={"cert": mine.cert})).status_code == 201
+    async with channel(admin.plane, mine) as opened:
+        assert (await ScriptedNode(opened).hello()).welcome.control_plane_name == "second"
+
+
+async def test_certificates_are_kept_by_the_api(admin: Admin) -> None:
+    path = f"{admin.path}/dp-client-certificates"
+    assert await admin.register(admin.pair) == admin.certificate_id
+    listed = (await admin.http.get(path)).json()
+    assert listed["page"] == {"total_count": 1}
+    assert listed["items"][0]["cert"] == admin.pair.cert
+    assert (await admin.http.post(path, json={"cert": "not PEM"})).status_code == 400
+    assert (await admin.http.post(path, json={})).json()["invalid_parameters"][0]["field"] == "cert"
+    renewed = key_pair()
+    put = await admin.http.put(f"{path}/{admin.certificate_id}", json={"cert": renewed.cert})
+    assert put.json()["item"]["cert"] == renewed.cert
+    async with channel(admin.plane, admin.pair) as opened:
+        assert (await ScriptedNode(opened).receive()).refusal.code == "revoked_certificate"
+    for missing in ("nothing", str(uuid.uuid4())):
+        assert (await admin.http.get(f"{path}/{missing}")).status_code == 404
+
+
+async def test_nodes_are_listed_in_pages_and_can_be_forgotten(admin: Admin) -> None:
+    async with channel(admin.plane, admin.pair) as opened:
+        nodes = [ScriptedNode(opened) for _ in range(3)]
+        for node in nodes:
+            await node.hello()
+        seen, address = [], f"{admin.path}/nodes?page[size]=2"
+        while address:
+            page = (await admin.http.get(address)).json()
+            assert page["page"]["total_count"] == 3
+            seen += [item["id"] for item in page["items"]]
+            address = page["page"].get("next", "")
+        assert seen == sorted(node.id for node in nodes)
+    assert (await admin.http.delete(f"{admin.path}/nodes/{seen[0]}")).status_code == 204
+    assert (await admin.http.get(f"{admin.path}/nodes/{seen[0]}")).status_code == 404
+
+
+# -- strange bytes
+
+
+async def test_mutated_messages_kill_nothing(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "grpc")  # it tells of each message that is none
+    await admin.change("one")
+    hello = config_pb2.NodeMessage(hello=config_pb2.Hello(node_id=str(uuid.uuid4()), version="3.15.0", hostname="h"))
+    batch = analytics_pb2.ReportMessage(batch=analytics_pb2.Batch(sequence=1))
+    chance = random.Random(20)
+    for number in range(60):
+        path, message = (
+            ("/tandem.config.v1.ConfigSync/Stream", hello)
+            if number % 2
+            else ("/tandem.analytics.v1.Telemetry/Report", batch)
+        )
+        data = bytearray(message.SerializeToString() + chance.randbytes(8))
+        for _ in range(chance.randrange(1, 6)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        async with channel(admin.plane, admin.pair) as opened:
+            call = opened.stream_stream(path)()
+            await call.write(bytes(data))
+            await call.done_writing()
+            await asyncio.wait_for(call.code(), PATIENCE)
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await node.ack(await node.snapshot())
+        await admin.until(node.id, "in_sync")
+
+
+async def test_bytes_that_are_no_tls_are_refused_with_a_line(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:
+    assert admin.plane.wire is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", admin.plane.wire.port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while await reader.read(1000):
+                pass
+    except ConnectionError:
+        pass  # a reset is as good an end as a close
+    writer.close()
+    await logged(caplog, "TLS handshake failed")
+
+
+# -- telemetry over the wire
+
+
+async def test_a_batch_is_acknowledged_when_it_is_stored_and_counts_once(admin: Admin) -> None:
+    event = analytics_pb2.RequestEvent(
+        status=200, finished_us=1_700_000_000_000_000, source="upstream", outcome="complete"
+    )
+    node_id = str(uuid.uuid4())
+    async with channel(admin.plane, admin.pair) as opened:
+        reporter = ScriptedReporter(opened, node_id)
+        assert await reporter.hello() == 0
+        batch = analytics_pb2.Batch(sequence=1, events=[event, event])
+        assert await reporter.report(batch) == 1
+        assert await reporter.report(batch) == 1
+    async with channel(admin.plane, admin.pair) as opened:
+        reporter = ScriptedReporter(opened, node_id)
+        assert await reporter.hello() == 1
+        assert await reporter.report(batch) == 1
+    span = {"type": "absolute", "start": "2023-11-14T00:00:00Z", "end": "2023-11-15T00:00:00Z"}
+    answer = await admin.http.post("/v2/metrics", json={"time_range": span})
+    assert answer.json()["data"][0]["event"] == {"request_count": 2}
+
+
+async def test_a_report_without_a_hello_or_a_sequence_ends(admin: Admin) -> None:
+    async with channel(admin.plane, admin.pair) as opened:
+        reporter = ScriptedReporter(opened, "not-a-uuid")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await reporter.hello()
+        assert await reporter.code() is grpc.StatusCode.INVALID_ARGUMENT
+        reporter = ScriptedReporter(opened, str(uuid.uuid4()))
+        await reporter.hello()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await reporter.report(analytics_pb2.Batch(sequence=0))
+        assert await reporter.code() is grpc.StatusCode.INVALID_ARGUMENT
