@@ -43,6 +43,12 @@ class Headers:
                 return None
         return self.raw[found if type(found) is int else found[0]][1]  # type: ignore[index]
 
+    @property
+    def has_repeats(self) -> bool:
+        """Whether any field stands more than once."""
+        index = self._index
+        return len(self._build() if index is None else index) != len(self.raw)
+
     def get_all(self, name: str) -> list[str]:
         return [self.raw[position][1] for position in self._positions(name)]
 
@@ -105,13 +111,11 @@ class Headers:
         return (found,) if isinstance(found, int) else found
 
     def _build(self) -> dict[str, int | tuple[int, ...]]:
-        index: dict[str, int | tuple[int, ...]] = {}
-        for position, pair in enumerate(self.raw):
-            name = pair[0].lower()
-            if name in index:
-                _note(index, name, position)
-            else:
-                index[name] = position
+        index: dict[str, int | tuple[int, ...]] = {pair[0].lower(): position for position, pair in enumerate(self.raw)}
+        if len(index) != len(self.raw):
+            index = {}
+            for position, pair in enumerate(self.raw):
+                _note(index, pair[0].lower(), position)
         self._index = index
         return index
 
@@ -237,6 +241,11 @@ class Response:
         if self._closers is None:
             self._closers = []
         self._closers.append(closer)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether `close` has anything to do."""
+        return self._closers is not None
 
     async def close(self) -> None:
         """Release what the body holds. May be called more than once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import socket
 import ssl
@@ -11,6 +12,7 @@ from collections import deque
 from typing import NamedTuple
 
 from data_plane.errors import InvalidResponse, UpstreamTimeout, UpstreamUnavailable
+from data_plane.http1.body import IncomingBody
 from data_plane.http1.client_connection import ClientConnection, StaleConnection
 from data_plane.http1.framing import arrived, request_head
 from data_plane.http1.limits import ClientLimits, Timeouts
@@ -44,46 +46,87 @@ class Origin(NamedTuple):
         return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
 
 
+class Pool:
+    """The connections to one origin: all of them, and those kept for the next request."""
+
+    __slots__ = ("_limit", "connections", "kept")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.connections: set[ClientConnection] = set()
+        self.kept: deque[ClientConnection] = deque()
+
+    def take(self) -> ClientConnection | None:
+        """The connection used last, which is the least likely to have been closed meanwhile."""
+        kept = self.kept
+        while kept:
+            connection = kept.pop()
+            if connection.is_usable:
+                return connection
+        return None
+
+    def keep(self, connection: ClientConnection) -> bool:
+        """Take a connection back; False when it is not wanted."""
+        kept = self.kept
+        if len(kept) >= self._limit or connection not in self.connections:
+            return False
+        kept.append(connection)
+        return True
+
+    def forget(self, connection: ClientConnection) -> None:
+        self.connections.discard(connection)
+        with contextlib.suppress(ValueError):  # It may be in use, not among the kept.
+            self.kept.remove(connection)
+
+
 class Client:
     """Sends requests. One per worker; `ca_bundle` is the PEM file trusted by default (empty: the system's store)."""
 
     def __init__(self, limits: ClientLimits | None = None, *, ca_bundle: str = "") -> None:
         self._limits = limits or ClientLimits()
         self._contexts = Contexts(ca_bundle)
-        self._kept: dict[Origin, deque[ClientConnection]] = {}
-        self._connections: dict[ClientConnection, Origin] = {}
+        self._pools: dict[Origin, Pool] = {}
         self._is_closed = False
 
     async def send(self, origin: Origin, request: Request, timeouts: Timeouts) -> Response:
         """Send a request and receive its response, whose body may still be streaming: `close` it.
 
-        Raises InvalidResponse, UpstreamTimeout, UpstreamUnavailable; InvalidHeader where the head cannot be written.
-        The request's headers go out as they are, with only Host (if missing) and the body's framing added.
+        Raises InvalidResponse, UpstreamTimeout, UpstreamUnavailable; InvalidHeader where the head cannot be written;
+        and whatever the request's own body raises when it is read. The request's headers go out as they are, with
+        only Host (if missing) and the body's framing added.
         """
         body = request.body
         data = arrived(request)
-        length = len(data) if data is not None else body.length
-        head = request_head(request, origin.authority, length)
-        method = request.method
-        connection = self._take(origin)
-        if connection is not None:
-            started = asyncio.get_running_loop().time()
+        head = request_head(request, origin, body.length if data is None else len(data))
+        pool = self._pools.get(origin)
+        connection = None if pool is None else pool.take()
+        while True:
+            if connection is None:
+                connection = await self._connect(origin, timeouts.connect)
             try:
-                return await connection.exchange(method, head, data, body, timeouts)
-            except StaleConnection:
+                response = await connection.start(request.method, head, data, body, timeouts)
+                break
+            except StaleConnection as stale:
                 # The upstream may close a kept connection just as we use it. Whether it took the request then cannot
                 # be told for sure; soon after sending it is all but certain that it did not, later it may have worked
-                # on it and died, and what is not idempotent must not be done twice.
-                late = asyncio.get_running_loop().time() - started > _RACE
-                if data is None or (late and method not in _IDEMPOTENT):
+                # on it and died, and what is not idempotent must not be done twice. A new connection is never stale.
+                if data is None or (stale.age > _RACE and request.method not in _IDEMPOTENT):
                     raise
-        connection = await self._connect(origin, timeouts.connect)
-        return await connection.exchange(method, head, data, body, timeouts)
+                connection = None
+            except BaseException:
+                connection.abort()
+                raise
+        streamed = response.body
+        if type(streamed) is IncomingBody:
+            whole = streamed.arrived()  # The rest may have come before we woke.
+            if whole is not None:
+                response.body = whole
+        return response
 
     async def close(self) -> None:
         """Close every connection; exchanges in flight fail."""
         self._is_closed = True
-        connections = list(self._connections)
+        connections = [connection for pool in self._pools.values() for connection in pool.connections]
         for connection in connections:
             connection.abort()
         for connection in connections:
@@ -92,41 +135,7 @@ class Client:
     @property
     def kept_count(self) -> int:
         """Connections that wait to be used again."""
-        return sum(len(kept) for kept in self._kept.values())
-
-    # The pools.
-
-    def _take(self, origin: Origin) -> ClientConnection | None:
-        """The connection used last, which is the least likely to have been closed meanwhile."""
-        kept = self._kept.get(origin)
-        while kept:
-            connection = kept.pop()
-            if connection.is_usable:
-                return connection
-        return None
-
-    def _keep(self, connection: ClientConnection) -> bool:
-        """Take a connection back; False when it is not wanted."""
-        origin = self._connections.get(connection)
-        if origin is None or self._is_closed:
-            return False
-        kept = self._kept.get(origin)
-        if kept is None:
-            kept = self._kept[origin] = deque()
-        if len(kept) >= self._limits.max_idle_per_origin:
-            return False
-        kept.append(connection)
-        return True
-
-    def _forget(self, connection: ClientConnection) -> None:
-        origin = self._connections.pop(connection, None)
-        kept = self._kept.get(origin) if origin is not None else None
-        if origin is None or kept is None:
-            return
-        with contextlib.suppress(ValueError):  # It was in use, not among the kept.
-            kept.remove(connection)
-        if not kept:
-            del self._kept[origin]
+        return sum(len(pool.kept) for pool in self._pools.values())
 
     # Connecting.
 
@@ -162,17 +171,23 @@ class Client:
         loop = asyncio.get_running_loop()
         secure = origin.scheme == "https"
         context = self._contexts.get(origin.verify, origin.ca) if secure else None
+        pool = self._pools.get(origin) or Pool(self._limits.max_idle_per_origin)
         _, connection = await loop.create_connection(
-            lambda: ClientConnection(self._limits, self._keep, self._forget),
+            lambda: ClientConnection(self._limits, pool.keep, functools.partial(self._forget, origin, pool)),
             address,
             origin.port,
             ssl=context,
             server_hostname=(origin.server_name or origin.host) if secure else None,
             ssl_handshake_timeout=timeout if secure else None,
         )
-        if connection.is_usable:
-            self._connections[connection] = origin
+        if connection.is_usable and not self._is_closed:
+            self._pools.setdefault(origin, pool).connections.add(connection)
         return connection
+
+    def _forget(self, origin: Origin, pool: Pool, connection: ClientConnection) -> None:
+        pool.forget(connection)
+        if not pool.connections and self._pools.get(origin) is pool:
+            del self._pools[origin]
 
 
 async def _addresses(host: str, port: int) -> list[str]:

@@ -1,7 +1,7 @@
 """One connection to an upstream, which carries one exchange at a time.
 
-Theory of operation. `exchange` writes the request and waits on one future, which the first feed that completes the
-response (or its head, when the body is long or unbounded) resolves: a small answer costs one wake-up. A body that
+Theory of operation. `start` writes the request and returns one future, which the first feed that completes the response
+(or its head, when the body is long or unbounded) resolves: a small answer costs one wake-up. A body that
 streams is fed to its reader from `data_received`, with no task between. As soon as the last byte is parsed the
 connection goes back to its pool, whoever still reads the body. An answer that comes before a streamed request was sent
 whole is handed over at once; the connection is then not used again.
@@ -26,21 +26,26 @@ _SMALL = 32 * 1024
 
 
 class StaleConnection(InvalidResponse):
-    """A kept connection broke before any byte of an answer: the upstream had most likely closed it already."""
+    """A kept connection broke before any byte of an answer: the upstream had most likely closed it already.
+
+    `age` says how long after the request was sent, in seconds.
+    """
+
+    age = 0.0
 
 
 class ClientConnection(asyncio.Protocol):
-    """Implements asyncio's protocol and `body.Flow`. `idle` is called when it is free, `gone` when it is lost."""
+    """Implements asyncio's protocol and `body.Flow`. `keep` takes it when free, `forget` hears when it is lost."""
 
     def __init__(
         self,
         limits: ClientLimits,
-        idle: Callable[[ClientConnection], bool],
-        gone: Callable[[ClientConnection], None],
+        keep: Callable[[ClientConnection], bool],
+        forget: Callable[[ClientConnection], None],
     ) -> None:
         self._limits = limits
-        self._idle = idle
-        self._gone = gone
+        self._keep = keep
+        self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(self._loop, self._expired)
         self._reader = ResponseReader(limits, self)
@@ -51,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         self._closed: asyncio.Future[None] | None = None
         self._unwritten = 0
         self._served = 0
+        self._started = 0.0
         self._busy = False
         self._lost = False
 
@@ -60,33 +66,30 @@ class ClientConnection(asyncio.Protocol):
 
     # What the client calls.
 
-    async def exchange(
-        self, method: str, head: bytes, data: bytes | None, body: Body | None, timeouts: Timeouts
-    ) -> Response:
-        """Send a request, whole (`data`) or streamed (`body`), and receive its response. Raises UpstreamError."""
+    def start(
+        self, method: str, head: bytes, data: bytes | None, body: Body, timeouts: Timeouts
+    ) -> asyncio.Future[Response]:
+        """Send a request, whole (`data`) or streamed (`body`). Whoever stops waiting for the response calls `abort`."""
+        waiter: asyncio.Future[Response] = self._loop.create_future()
         if self._lost:
-            raise StaleConnection("reset", "closed before it was used")
+            waiter.set_exception(InvalidResponse("reset", "closed before it was used"))
+            return waiter
+        self._waiter = waiter
         self._busy = True
         self._timeouts = timeouts
         self._reader.expect(method)
-        waiter = self._waiter = self._loop.create_future()
-        if data is not None:
-            self._send_whole(head, data)
-        elif body is not None:
+        if data is None:
             self._transport.write(head)
             self._upload = self._loop.create_task(self._send_stream(body), name="http1 upload")
-        try:
-            response: Response = await waiter
-        except BaseException:
-            self.abort()
-            raise
-        streamed = self._reader.body
-        if streamed is not None and response.body is streamed:
-            response.on_close(functools.partial(self._abandon, streamed))
-            whole = streamed.arrived()
-            if whole is not None:
-                response.body = whole
-        return response
+            return waiter
+        if len(data) <= _SMALL:
+            self._transport.write(head + data)
+        else:
+            self._transport.write(head)
+            self._transport.write(data)
+        if self._writable is None:
+            self._started = self._watchdog.set(timeouts.read)
+        return waiter
 
     def close(self) -> None:
         self._transport.close()
@@ -132,9 +135,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = True
         self._watchdog.close()
-        self._gone(self)
+        self._forget(self)
         if self._busy:
-            if error is None and self._reader.ends_with_connection():
+            if error is None and self._reader.end():
                 self._hand_over()
                 self._busy = False
             else:
@@ -174,15 +177,6 @@ class ClientConnection(asyncio.Protocol):
 
     # Sending.
 
-    def _send_whole(self, head: bytes, data: bytes) -> None:
-        if len(data) <= _SMALL:
-            self._transport.write(head + data)
-        else:
-            self._transport.write(head)
-            self._transport.write(data)
-        if self._writable is None:
-            self._watchdog.set(self._timeouts.read)
-
     async def _send_stream(self, body: Body) -> None:
         """Write a request's body as it comes. Its own failure (the client left, it is too large) ends the exchange."""
         try:
@@ -221,23 +215,27 @@ class ClientConnection(asyncio.Protocol):
         response = self._reader.take_response()
         if response is not None:
             self._waiter = None
+            body = self._reader.body
+            if body is not None:
+                response.on_close(functools.partial(self._abandon, body))
             waiter.set_result(response)
 
     def _release(self) -> None:
         """The answer is complete: back to the pool, or away."""
         self._busy = False
         self._served += 1
-        reusable = (
+        if self._upload is not None:
+            self.abort()
+        elif (
             self._reader.keep_alive
-            and self._upload is None
             and self._writable is None
             and self._served < self._limits.max_requests_per_connection
             and not self._transport.is_closing()
-        )
-        if reusable and self._idle(self):
+            and self._keep(self)
+        ):
             self._watchdog.set(self._limits.idle_timeout)
         else:
-            self.abort() if self._upload is not None else self._transport.close()
+            self._transport.close()
 
     async def _abandon(self, body: object) -> None:
         """Whoever read this body reads no more; if it is not over, neither it nor the connection can be used."""
@@ -268,8 +266,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _broken(self, error: Exception | None) -> UpstreamError:
         detail = "closed before its answer was complete" if error is None else f"{type(error).__name__}: {error}"
-        kind = StaleConnection if self._served and not self._reader.began else InvalidResponse
-        return kind("reset", detail, sent=True)
+        if not self._served or self._reader.began:
+            return InvalidResponse("reset", detail, sent=True)
+        stale = StaleConnection("reset", detail, sent=True)
+        stale.age = self._loop.time() - self._started
+        return stale
 
     def _fail(self, error: Exception) -> None:
         if not self._busy:

@@ -11,6 +11,7 @@ import re
 import time
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Protocol
 
 from data_plane.messages import BufferedBody, Headers, Request, Response
 
@@ -34,7 +35,7 @@ _SPECIAL = {
 _MAX_KNOWN = 2048
 """Names remembered; beyond it each is checked again, so that strangers cannot fill our memory."""
 _kinds: dict[str, int] = {}
-_names: dict[bytes, str] = {}
+_FREE_OVERHEAD = 64 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _TARGET = re.compile(r"[!-~\x80-\xff]+").fullmatch
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
@@ -45,18 +46,43 @@ class InvalidHeader(ValueError):
     """A header (or request line) that cannot be written as it is. Names the field, never its value."""
 
 
-def decode_name(name: bytes) -> str:
-    """A header's name as text; common ones are shared rather than made anew."""
-    text = _names.get(name)
-    if text is None:
+class _Names(dict[bytes, str]):
+    """Header names as text; common ones are shared rather than made anew, which is also faster than decoding them."""
+
+    def __missing__(self, name: bytes) -> str:
         text = name.decode("latin-1")
-        if len(_names) < _MAX_KNOWN:
-            _names[name] = text
-    return text
+        if len(self) < _MAX_KNOWN:
+            self[name] = text
+        return text
+
+
+_NAMES = _Names()
+
+
+def decode_field(name: bytes, value: bytes) -> tuple[str, str]:
+    """A header field as text, without the space that may follow its value, which llhttp leaves there."""
+    return (_NAMES[name], value.rstrip().decode("latin-1"))
+
+
+def size_of(fields: list[tuple[str, str]]) -> int:
+    """Bytes that header fields take on the wire."""
+    return sum([len(name) + len(value) for name, value in fields]) + 4 * len(fields)
+
+
+def is_excessive(wire_size: int, body_size: int) -> bool:
+    """Whether a chunked body costs too much reading beside its data: extensions and trailers must end somewhere."""
+    return wire_size > _FREE_OVERHEAD + 16 * body_size
 
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Addressed(Protocol):
+    """An origin, as far as a head names it."""
+
+    @property
+    def authority(self) -> str: ...
 
 
 class ResponseHead:
@@ -110,7 +136,7 @@ def response_head(response: Response, method: str, http_1_0: bool, keep_alive: b
     return ResponseHead(_encode(lines), framing, size or 0, keep_alive)
 
 
-def request_head(request: Request, host: str, length: int | None) -> bytes:
+def request_head(request: Request, origin: Addressed, length: int | None) -> bytes:
     """Serialise a head whose body has `length` bytes (None: chunked). Adds Host and framing only. InvalidHeader."""
     method, target = request.method, request.target
     if method not in _METHODS_WITH_BODY and _TOKEN(method) is None:
@@ -129,7 +155,7 @@ def request_head(request: Request, host: str, length: int | None) -> bytes:
             has_host = True
         lines.append(f"{name}: {value}\r\n")
     if not has_host:
-        lines.insert(1, f"Host: {host}\r\n")
+        lines.insert(1, f"Host: {origin.authority}\r\n")
     if length is None:
         lines.append("Transfer-Encoding: chunked\r\n")
     elif length or method in _METHODS_WITH_BODY:
@@ -149,10 +175,11 @@ def arrived(request: Request) -> bytes | None:
 
 def is_chunked(headers: Headers) -> bool | None:
     """Whether `Transfer-Encoding` says chunked; None when it names anything else, which nobody here can decode."""
-    codings = headers.get_all("transfer-encoding")
-    if not codings:
+    coding = headers.get("transfer-encoding")
+    if coding is None:
         return False
-    return True if len(codings) == 1 and codings[0].lower() == "chunked" else None
+    alone = not headers.has_repeats or len(headers.get_all("transfer-encoding")) == 1
+    return True if alone and coding.lower() == "chunked" else None
 
 
 def _classify(name: str) -> int:

@@ -4,6 +4,9 @@ llhttp, in its strict mode, refuses bare line feeds, folded header lines, contro
 `Content-Length` that is repeated, malformed or beside `Transfer-Encoding`. What it lets through and two parties could
 read differently is refused here: codings other than `chunked`, chunked HTTP/1.0, versions that are not 1.0 or 1.1, no
 or several or odd `Host` fields, targets that are not a path. After a refusal nothing more is read from the connection.
+
+This is the hottest code of the data plane, so llhttp's callbacks are bound to `list.append` where they can be, header
+fields are decoded all at once, and a body that arrives with its head never becomes an IncomingBody.
 """
 
 from __future__ import annotations
@@ -15,50 +18,24 @@ import httptools
 
 from data_plane.errors import BadRequest, GatewayError, HeadTooLarge, PayloadTooLarge, UriTooLong
 from data_plane.http1.body import Flow, IncomingBody
-from data_plane.http1.framing import decode_name, is_chunked
+from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ServerLimits
 from data_plane.messages import BufferedBody, Headers, Request
 
 _METHODS = {
-    b"GET": "GET",
-    b"HEAD": "HEAD",
-    b"POST": "POST",
-    b"PUT": "PUT",
-    b"DELETE": "DELETE",
-    b"PATCH": "PATCH",
-    b"OPTIONS": "OPTIONS",
-    b"TRACE": "TRACE",
-    b"COPY": "COPY",
-    b"LOCK": "LOCK",
-    b"UNLOCK": "UNLOCK",
-    b"MKCOL": "MKCOL",
-    b"MOVE": "MOVE",
-    b"PROPFIND": "PROPFIND",
-    b"PROPPATCH": "PROPPATCH",
-    b"SEARCH": "SEARCH",
-    b"BIND": "BIND",
-    b"REBIND": "REBIND",
-    b"UNBIND": "UNBIND",
-    b"ACL": "ACL",
-    b"REPORT": "REPORT",
-    b"MKACTIVITY": "MKACTIVITY",
-    b"CHECKOUT": "CHECKOUT",
-    b"MERGE": "MERGE",
-    b"M-SEARCH": "M-SEARCH",
-    b"NOTIFY": "NOTIFY",
-    b"SUBSCRIBE": "SUBSCRIBE",
-    b"UNSUBSCRIBE": "UNSUBSCRIBE",
-    b"PURGE": "PURGE",
-    b"MKCALENDAR": "MKCALENDAR",
-    b"LINK": "LINK",
-    b"UNLINK": "UNLINK",
-    b"QUERY": "QUERY",
+    name.encode(): name
+    for names in (
+        ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY", "SEARCH", "PURGE", "REPORT"),
+        ("COPY", "LOCK", "UNLOCK", "MKCOL", "MOVE", "PROPFIND", "PROPPATCH", "ACL", "MERGE", "MKCALENDAR", "CHECKOUT"),
+        ("BIND", "REBIND", "UNBIND", "LINK", "UNLINK", "MKACTIVITY", "M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE"),
+    )
+    for name in names
 }
 """What llhttp knows, less CONNECT (we are no tunnel) and the methods of RTSP and ICE."""
+_VERSIONS = frozenset({"1.0", "1.1"})
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~!$&'()*+,;=%]*)(?::[0-9]{0,5})?").fullmatch
 _ABSOLUTE = re.compile(r"https?://([^/?#]+)([^#]*)", re.IGNORECASE).fullmatch
-_FREE_OVERHEAD = 64 * 1024
-"""Bytes of chunk sizes, extensions and trailers that any body may cost beside its data."""
+_FIXED = len(" HTTP/1.1\r\n") + len(" ") + len("\r\n")
 
 
 class Refused(Exception):
@@ -75,21 +52,44 @@ class Refused(Exception):
         super().__init__(error.message)
 
 
-class Arrival:
-    """A request whose head is here, and what its answer must know."""
+class Arrival(Request):
+    """A request as it arrived, with what its answer must know."""
 
-    __slots__ = ("body", "expects_continue", "http_1_0", "keep_alive", "request")
+    __slots__ = ("expects_continue", "incoming", "keep_alive")
 
-    def __init__(self, request: Request, body: IncomingBody | None, keep_alive: bool, expects_continue: bool) -> None:
-        self.request = request
-        self.body = body
-        self.keep_alive = keep_alive
-        self.http_1_0 = request.http_version == "1.0"
-        self.expects_continue = expects_continue
+    expects_continue: bool
+    incoming: IncomingBody | None
+    """The body, where it was not all here when the request was; `body` may have been replaced since."""
+    keep_alive: bool
 
 
 class RequestReader:
-    """One connection's parser. `arrived` is called with each request when its head is complete."""
+    """One connection's parser. `arrived` is called with each request: when it is complete or, if that takes more than
+    one read, when its head is."""
+
+    __slots__ = (
+        "_arrived",
+        "_chunked",
+        "_fields",
+        "_flow",
+        "_head_ended",
+        "_host",
+        "_last",
+        "_length",
+        "_limits",
+        "_parser",
+        "_peer",
+        "_pending",
+        "_pieces",
+        "_refusal",
+        "_resuming",
+        "_target",
+        "_unfinished_size",
+        "_wire_size",
+        "body",
+        "on_body",
+        "on_url",
+    )
 
     def __init__(
         self, limits: ServerLimits, flow: Flow, arrived: Callable[[Arrival], None], peer: tuple[str, int] = ("", 0)
@@ -98,191 +98,248 @@ class RequestReader:
         self._flow = flow
         self._arrived = arrived
         self._peer = peer
-        self._parser = httptools.HttpRequestParser(self)
         self._refusal: Refused | None = None
         self._last = False
-        self._host = ""
-        self._target = b""
-        self._fields: list[tuple[str, str]] = []
-        self._head_size = 0
-        self._unfinished_size = 0
-        self._overhead = 0
-        self._request: Request | None = None
         self._resuming = False
-        self.in_head = False
-        """Some but not all bytes of a head are here."""
+        self._host = ""
+        self._unfinished_size = 0
+        self._wire_size = 0
+        self._head_ended = False
+        self._length = 0
+        self._chunked = False
+        self._pending: Arrival | None = None
+        """The request whose head is complete but whose body was not yet seen to be."""
         self.body: IncomingBody | None = None
         """The body that is arriving."""
+        self._target: list[bytes] = []
+        self._fields: list[tuple[str, str]] = []
+        """Of the head; after it, those of trailers, which nobody reads (RFC 9110 §6.5.1)."""
+        self._pieces: list[bytes] = []
+        self.on_url = self._target.append
+        self.on_body = self._pieces.append
+        self._parser = httptools.HttpRequestParser(self)
+
+    @property
+    def in_head(self) -> bool:
+        """Whether some but not all of a head is here."""
+        return bool(self._target)
 
     def feed(self, data: bytes) -> None:
         """Parse what arrived. Raises Refused; then, and after a request that closes the connection, no more is read."""
-        if self._last and self.body is None:
-            return
-        unfinished = self.in_head
-        body, seen = self.body, 0 if self.body is None else self.body.received
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            if self._refusal is None and self._last and self.body is None:
-                return  # Bytes after the last request of a connection: none of our business.
-            raise self._refused() from None
-        if unfinished and self.in_head:
-            self._count_unfinished(len(data))
-        elif body is not None and body.length is None and body is self.body:
-            self._count_overhead(body, len(data) - (body.received - seen))
-
-    def _parse(self, data: bytes) -> None:
-        while data:
-            try:
-                self._parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                # The client offers another protocol (h2c, websocket). We may decline by ignoring it, but llhttp has
-                # already stopped, and skipped the request's body if there is one.
-                self._decline_upgrade()
-                data = data[upgrade.args[0] :]
-
-    def _decline_upgrade(self) -> None:
-        """Have what follows parsed as the body that the head announced: a parser is told of it by a head of our own."""
         body = self.body
-        if body is None:
+        if self._last and body is None:
             return
-        framing = b"Transfer-Encoding: chunked" if body.length is None else b"Content-Length: %d" % body.length
-        self._parser = httptools.HttpRequestParser(self)
-        self._resuming = True
-        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
-        self._resuming = False
+        unfinished = bool(self._target)
+        self._head_ended = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data, upgrade.args[0])
+        except httptools.HttpParserError:
+            self._stop()
+        if self._pending is not None:
+            self._open_body(self._pending)
+        elif self._pieces and self.body is not None:
+            self._pass_on(self.body)
+        if self._target:
+            self._count_unfinished(len(data) if unfinished and not self._head_ended else 0)
+        elif self.body is not None and self._chunked:
+            self._count_overhead(self.body, len(data))
 
-    def _refused(self) -> Refused:
-        refusal = self._refusal or Refused(BadRequest())
+    # Rare turns.
+
+    def _decline_upgrade(self, data: bytes, offset: int) -> None:
+        """Go on after a request that offers another protocol (h2c, websocket), which we decline by ignoring the offer.
+
+        llhttp has stopped there. If the request has a body it has skipped it, too: then a new parser is told of the
+        body by a head of our own.
+        """
+        try:
+            while True:
+                if self._pending is not None:
+                    body = b"Transfer-Encoding: chunked" if self._chunked else b"Content-Length: %d" % self._length
+                    self._parser = httptools.HttpRequestParser(self)
+                    self._resuming = True
+                    self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % body)
+                    self._resuming = False
+                    self._target.clear()
+                    self._fields.clear()
+                data = data[offset:]
+                try:
+                    self._parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    offset = upgrade.args[0]
+        except httptools.HttpParserError:
+            self._stop()
+
+    def _stop(self) -> None:
+        """llhttp or one of our callbacks found fault. Raises Refused, unless it lies behind the last request."""
+        refusal = self._refusal
+        if refusal is None:
+            if self._last and self.body is None and self._pending is None:
+                return
+            refusal = Refused(BadRequest())
+        if self._pending is not None:
+            self._open_body(self._pending)
+        self._fail(refusal)
+
+    def _fail(self, refusal: Refused) -> None:
         if self.body is not None:
             refusal.in_body = True
             self.body.fail(refusal.error)
-        self._last, self.body, self.in_head = True, None, False
-        return refusal
+        self._last, self.body = True, None
+        self._target.clear()
+        raise refusal
 
     def _refuse(self, error: GatewayError, request: Request | None = None) -> Refused:
-        """Remember why, since llhttp passes on no exception of ours; `feed` raises it."""
+        """Remember why, since llhttp passes on no exception of ours; `_stop` raises it."""
         self._refusal = Refused(error, request)
         return self._refusal
 
     def _count_unfinished(self, size: int) -> None:
-        self._unfinished_size += size
-        if self._unfinished_size > self._limits.max_head_size:
-            self._refuse(HeadTooLarge())
-            raise self._refused()
+        """Bound a head that does not end. Its first part is bounded by the size of one read."""
+        self._unfinished_size = self._unfinished_size + size if size else 0
+        if not self._fields and sum(map(len, self._target)) > self._limits.max_target_size:
+            self._fail(Refused(UriTooLong()))
+        if self._unfinished_size > self._limits.max_head_size or len(self._fields) > self._limits.max_headers:
+            self._fail(Refused(HeadTooLarge()))
 
     def _count_overhead(self, body: IncomingBody, size: int) -> None:
-        """Chunk extensions and trailers cost us reading but are no body: an endless one must end somewhere."""
-        self._overhead += size
-        if self._overhead > _FREE_OVERHEAD + 16 * body.received:
-            self._refuse(BadRequest())
-            raise self._refused()
+        self._fields.clear()
+        self._wire_size += size
+        if is_excessive(self._wire_size, body.received):
+            self._fail(Refused(BadRequest()))
 
-    # What httptools calls.
+    def _open_body(self, arrival: Arrival) -> None:
+        """The head is here and the body is not, or not all of it: let the request go ahead of it."""
+        self._pending = None
+        self._wire_size = 0
+        self.body = arrival.incoming = arrival.body = IncomingBody(self._flow, None if self._chunked else self._length)
+        expectation = arrival.headers.get("expect")
+        arrival.expects_continue = (
+            expectation is not None and expectation.lower() == "100-continue" and arrival.http_version == "1.1"
+        )
+        self._arrived(arrival)
+        self._pass_on(self.body)
 
-    def on_message_begin(self) -> None:
-        if self._resuming:
+    def _pass_on(self, body: IncomingBody) -> None:
+        pieces = self._pieces
+        if not pieces:
             return
-        self.in_head = True
-        self._target = b""
-        self._fields = []
-        self._head_size = self._unfinished_size = self._overhead = 0
+        body.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        pieces.clear()
+        limit = self._limits.max_body_size
+        if limit and body.received > limit:
+            # Only a chunked body can get here. The answer is up to whoever reads it.
+            body.fail(PayloadTooLarge())
+            self._last, self.body = True, None
 
-    def on_url(self, part: bytes) -> None:
-        if self._resuming:
-            return
-        self._target += part
-        if len(self._target) > self._limits.max_target_size:
-            raise self._refuse(UriTooLong())
+    # What httptools calls, beside `on_url` and `on_body`.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.in_head:  # A trailer, which we may drop (RFC 9110 §6.5.1), or the head made by `_decline_upgrade`.
-            return
-        if value[-1:] in b"\t ":
-            value = value.rstrip(b"\t ")
-        self._fields.append((decode_name(name), value.decode("latin-1")))
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > self._limits.max_head_size or len(self._fields) > self._limits.max_headers:
-            raise self._refuse(HeadTooLarge())
+        self._fields.append(decode_field(name, value))
 
     def on_headers_complete(self) -> None:
         if self._resuming:
             return
         parser = self._parser
-        version = parser.get_http_version()
+        limits = self._limits
+        target = self._target[0] if len(self._target) == 1 else b"".join(self._target)
+        fields, self._fields = self._fields, []
         method = _METHODS.get(parser.get_method())
-        if method is None or version not in ("1.1", "1.0"):
+        version = parser.get_http_version()
+        if method is None or version not in _VERSIONS:
             raise self._refuse(BadRequest())
-        headers = Headers.adopt(self._fields)
-        size = self._head_size + len(method) + len(self._target) + len(" HTTP/1.1\r\n") + 3
-        target = self._checked_target(method, version, headers)
-        request = Request(method, target, headers, BufferedBody(), http_version=version, peer=self._peer, size=size)
-        body = self._open_body(request)
-        if body is not None:
-            self.body = request.body = body
-        self.in_head = False
-        keep_alive = parser.should_keep_alive()
-        self._last = not keep_alive
-        expects = body is not None and version == "1.1" and (headers.get("expect") or "").lower() == "100-continue"
-        self._arrived(Arrival(request, body, keep_alive, expects))
-
-    def on_body(self, piece: bytes) -> None:
-        body = self.body
-        if body is None:
-            return
-        body.feed(piece)
-        limit = self._limits.max_body_size
-        if limit and body.received > limit:
-            # Only a chunked body can get here: the answer is up to whoever reads it.
-            body.fail(PayloadTooLarge())
-            self._last, self.body = True, None
+        size = size_of(fields) + len(method) + len(target) + _FIXED
+        if len(target) > limits.max_target_size:
+            raise self._refuse(UriTooLong())
+        if size > limits.max_head_size or len(fields) > limits.max_headers:
+            raise self._refuse(HeadTooLarge())
+        self._target.clear()
+        self._head_ended = True
+        headers = Headers.adopt(fields)
+        arrival = Arrival(
+            method,
+            self._checked_target(target.decode("latin-1"), method, version, headers),
+            headers,
+            BufferedBody(),
+            http_version=version,
+            peer=self._peer,
+            size=size,
+        )
+        arrival.incoming = None
+        arrival.expects_continue = False
+        arrival.keep_alive = parser.should_keep_alive()
+        self._last = not arrival.keep_alive
+        self._frame(arrival, headers, version)
+        self._pending = arrival
 
     def on_message_complete(self) -> None:
-        body = self.body
-        # Where an upgrade was offered, llhttp takes the message for complete although its body is still to come.
-        if body is not None and not self._parser.should_upgrade():
+        arrival, body, pieces = self._pending, self.body, self._pieces
+        if arrival is not None:
+            if (self._length or self._chunked) and self._parser.should_upgrade():
+                return  # llhttp takes it for complete, but its body is still to come.
+            self._pending = None
+            if pieces:
+                self._fill(arrival, pieces)
+            self._arrived(arrival)
+        elif body is not None:
+            self._pass_on(body)
             self.body = None
             body.finish()
+        if self._fields:
+            self._fields.clear()
+
+    def _fill(self, arrival: Arrival, pieces: list[bytes]) -> None:
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        limit = self._limits.max_body_size
+        if limit and len(data) > limit:
+            raise self._refuse(PayloadTooLarge(), arrival)
+        arrival.body = BufferedBody(data)
 
     # What a head must satisfy beyond llhttp's rules.
 
-    def _checked_target(self, method: str, version: str, headers: Headers) -> str:
+    def _checked_target(self, target: str, method: str, version: str, headers: Headers) -> str:
         """The target in origin form. Of an absolute target, the host goes to the Host field (RFC 9112 §3.2.2)."""
-        hosts = headers.get_all("host")
-        if len(hosts) != 1 and (hosts or version == "1.1"):
+        host = headers.get("host")
+        if host != self._host:
+            if host is not None:
+                self._check_host(host)
+            elif version == "1.1":
+                raise self._refuse(BadRequest())
+        if headers.has_repeats and len(headers.get_all("host")) > 1:
             raise self._refuse(BadRequest())
-        if hosts:
-            self._check_host(hosts[0])
-        target = self._target.decode("latin-1")
-        if target[:1] == "/" and "#" not in target:
+        if target[0] == "/" and "#" not in target:
             return target
         if target == "*" and method == "OPTIONS":
             return target
         absolute = _ABSOLUTE(target)
         if absolute is None:
             raise self._refuse(BadRequest())
-        host, rest = absolute[1], absolute[2]
-        self._check_host(host)
-        headers.set("Host", host)
+        authority, rest = absolute[1], absolute[2]
+        self._check_host(authority)
+        headers.set("Host", authority)
         return rest if rest[:1] == "/" else f"/{rest}"
 
     def _check_host(self, host: str) -> None:
-        if host == self._host:
-            return
         if _HOST(host) is None:
             raise self._refuse(BadRequest())
         self._host = host
 
-    def _open_body(self, request: Request) -> IncomingBody | None:
-        headers = request.headers
+    def _frame(self, request: Request, headers: Headers, version: str) -> None:
+        """Note how the body's end is told."""
+        self._length = 0
         chunked = is_chunked(headers)
-        if chunked is None or (chunked and request.http_version == "1.0"):
-            raise self._refuse(BadRequest())
-        if chunked:
-            return IncomingBody(self._flow, None)
-        length = int(headers.get("content-length") or 0)
-        limit = self._limits.max_body_size
-        if limit and length > limit:
-            raise self._refuse(PayloadTooLarge(), request)
-        return IncomingBody(self._flow, length) if length else None
+        self._chunked = chunked is not False
+        if chunked is not False:
+            if chunked is None or version == "1.0":
+                raise self._refuse(BadRequest())
+            return
+        declared = headers.get("content-length")
+        if declared is not None:
+            length = self._length = int(declared)
+            limit = self._limits.max_body_size
+            if limit and length > limit:
+                raise self._refuse(PayloadTooLarge(), request)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import httptools
 
 from data_plane.http1.body import Flow, IncomingBody
-from data_plane.http1.framing import decode_name, is_chunked
+from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ClientLimits
 from data_plane.messages import Headers, Response
 
 _MAX_INTERIM = 16
-_FREE_OVERHEAD = 64 * 1024
-"""Bytes of chunk sizes, extensions and trailers that any body may cost beside its data."""
+_VERSIONS = frozenset({"1.0", "1.1"})
 
 
 class ProtocolFault(Exception):
@@ -24,22 +23,43 @@ class ProtocolFault(Exception):
 class ResponseReader:
     """One connection's parser. Use: `expect`, then `feed` until `response` is there and `complete`."""
 
+    __slots__ = (
+        "_chunked",
+        "_fault",
+        "_fields",
+        "_flow",
+        "_head_ended",
+        "_head_only",
+        "_in_head",
+        "_interim_count",
+        "_length",
+        "_limits",
+        "_parser",
+        "_pieces",
+        "_response",
+        "_unfinished_size",
+        "_until_close",
+        "_wire_size",
+        "began",
+        "body",
+        "complete",
+        "keep_alive",
+        "on_body",
+    )
+
     def __init__(self, limits: ClientLimits, flow: Flow) -> None:
         self._limits = limits
         self._flow = flow
-        self._parser = httptools.HttpResponseParser(self)
         self._fault = ""
         self._head_only = False
         self._until_close = False
-        self._interim = False
+        self._chunked = False
         self._in_head = False
+        self._head_ended = False
         self._interim_count = 0
         self._length: int | None = None
-        self._fields: list[tuple[str, str]] = []
-        self._head_size = 0
         self._unfinished_size = 0
-        self._overhead = 0
-        self._pieces: list[bytes] = []
+        self._wire_size = 0
         self._response: Response | None = None
         self.body: IncomingBody | None = None
         """Where pieces go once the response was handed over without its whole body."""
@@ -47,12 +67,16 @@ class ResponseReader:
         """Bytes of an answer have come."""
         self.complete = True
         self.keep_alive = True
+        self._fields: list[tuple[str, str]] = []
+        """Of the head; after it, those of trailers, which nobody reads (RFC 9110 §6.5.1)."""
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append
+        self._parser = httptools.HttpResponseParser(self)
 
     def expect(self, method: str) -> None:
         """The next bytes answer a request of this method."""
         self._head_only = method == "HEAD"
         self._interim_count = 0
-        self._pieces = []
         self._response = self.body = None
         self.began = self.complete = False
 
@@ -60,31 +84,32 @@ class ResponseReader:
         """Parse what arrived. Raises ProtocolFault."""
         self.began = True
         unfinished = self._in_head
-        body = self.body
-        seen = 0 if body is None else body.received
+        self._head_ended = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             raise ProtocolFault("the upstream switched protocols unasked") from None
         except httptools.HttpParserError as error:
-            if self.complete:
-                self.keep_alive = False  # A sound answer with something behind it: it counts, the connection does not.
-                return
-            raise ProtocolFault(self._fault or str(error)) from None
-        if unfinished and self._in_head:
+            if not self.complete:
+                raise ProtocolFault(self._fault or str(error)) from None
+            self.keep_alive = False  # A sound answer with something behind it: it counts, the connection does not.
+        if self.body is not None:
+            self._pass_on(self.body, len(data))
+        elif self._head_only and self._pieces:
+            self._pieces.clear()
+            self.keep_alive = False
+        if unfinished and self._in_head and not self._head_ended:
             self._unfinished_size += len(data)
             if self._unfinished_size > self._limits.max_head_size:
                 raise ProtocolFault("the head is too large")
-        elif body is not None and body.length is None and not self._until_close:
-            self._overhead += len(data) - (body.received - seen)
-            if self._overhead > _FREE_OVERHEAD + 16 * body.received:
-                raise ProtocolFault("endless chunk extensions or trailers")
 
-    def ends_with_connection(self) -> bool:
+    def end(self) -> bool:
         """The connection was closed in good order: is that where this body ends? If so, it is complete."""
         if self._response is None or self.complete or not self._until_close:
             return False
-        self._complete()
+        self.complete = True
+        if self.body is not None:
+            self.body.finish()
         return True
 
     def take_response(self) -> Response | None:
@@ -92,88 +117,84 @@ class ResponseReader:
         response = self._response
         if response is None:
             return None
+        pieces = self._pieces
         if self.complete:
-            pieces = self._pieces
             response.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
         elif self._length is not None and self._length <= self._limits.whole_body_size:
             return None
         else:
             body = response.body = self.body = IncomingBody(self._flow, self._length)
-            for piece in self._pieces:
-                body.feed(piece)
-            self._pieces = []
+            self._wire_size = 0
+            self._pass_on(body, 0)
         return response
 
-    # What httptools calls.
+    def _pass_on(self, body: IncomingBody, size: int) -> None:
+        pieces = self._pieces
+        if pieces:
+            body.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            pieces.clear()
+        if self.complete:
+            body.finish()
+        elif self._chunked:
+            self._fields.clear()
+            self._wire_size += size
+            if is_excessive(self._wire_size, body.received):
+                raise ProtocolFault("endless chunk extensions or trailers")
+
+    # What httptools calls, beside `on_body`.
 
     def on_message_begin(self) -> None:
         if self.complete:
-            self.keep_alive = False
-            raise ProtocolFault("more than was asked for")
+            raise self._faulty("more than was asked for")
         self._in_head = True
-        self._fields = []
-        self._head_size = self._unfinished_size = self._overhead = 0
+        self._unfinished_size = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:  # A trailer, which we may drop (RFC 9110 §6.5.1).
-            return
-        if value[-1:] in b"\t ":
-            value = value.rstrip(b"\t ")
-        self._fields.append((decode_name(name), value.decode("latin-1")))
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > self._limits.max_head_size or len(self._fields) > self._limits.max_headers:
-            raise self._faulty("the head is too large")
+        self._fields.append(decode_field(name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._head_ended = True
         parser = self._parser
-        status = parser.get_status_code()
+        limits = self._limits
+        fields, self._fields = self._fields, []
+        if len(fields) > limits.max_headers or size_of(fields) > limits.max_head_size:
+            raise self._faulty("the head is too large")
         version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
+        if version not in _VERSIONS:
             raise self._faulty(f"HTTP version {version}")
+        status = parser.get_status_code()
         if status < 200:
-            self._interim = True
             self._interim_count += 1
             if self._interim_count > _MAX_INTERIM:
                 raise self._faulty("endless interim answers")
             return
-        headers = Headers.adopt(self._fields)
+        headers = Headers.adopt(fields)
         self.keep_alive = parser.should_keep_alive()
         self._frame(status, version, headers)
         self._response = Response(status, headers, source="upstream")
         if self._head_only:
             # llhttp cannot be told that no body follows; a new parser reads the next answer.
-            self._complete()
+            self.complete = True
             self.keep_alive = self.keep_alive and not self._until_close
             self._parser = httptools.HttpResponseParser(self)
 
-    def on_body(self, piece: bytes) -> None:
-        if self.complete:
-            self.keep_alive = False
-        elif self.body is not None:
-            self.body.feed(piece)
-        else:
-            self._pieces.append(piece)
-
     def on_message_complete(self) -> None:
-        if self._interim:
-            self._interim = False
-        elif not self.complete:
-            self._complete()
+        if self._response is not None:  # Else it was an interim answer.
+            self.complete = True
+        self._fields.clear()
 
     def _frame(self, status: int, version: str, headers: Headers) -> None:
         chunked = is_chunked(headers)
         if chunked is None or (chunked and version == "1.0"):
             raise self._faulty("unknown transfer coding")
         declared = headers.get("content-length")
+        self._chunked = chunked
         self._length = None if declared is None else int(declared)
-        self._until_close = not chunked and declared is None and status not in (204, 304)
-
-    def _complete(self) -> None:
-        self.complete = True
-        if self.body is not None:
-            self.body.finish()
+        self._until_close = not chunked and declared is None and status != 204 and status != 304
 
     def _faulty(self, detail: str) -> ProtocolFault:
+        """Remember what is wrong, since llhttp passes on no exception of ours."""
         self._fault = detail
         return ProtocolFault(detail)

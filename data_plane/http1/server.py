@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 
 from data_plane.http1.limits import ServerLimits
-from data_plane.http1.server_connection import Application, Sent, ServerConnection
+from data_plane.http1.response_writer import Sent
+from data_plane.http1.server_connection import Application, ServerConnection
 
 __all__ = ["Application", "Sent", "Server", "ServerLimits"]
 

@@ -24,10 +24,13 @@ class Watchdog:
         self._armed_for = inf
         self._handle: asyncio.TimerHandle | None = None
 
-    def set(self, seconds: float) -> None:
-        due = self._due = self._loop.time() + seconds
+    def set(self, seconds: float) -> float:
+        """Expire in `seconds` from now, which is returned (on the loop's clock)."""
+        now = self._loop.time()
+        due = self._due = now + seconds
         if due < self._armed_for:
             self._arm(due)
+        return now
 
     def clear(self) -> None:
         """No deadline for now. The timer stays; it finds nothing to do."""
