@@ -104,11 +104,19 @@ class Plan:
     def __init__(self, slots: Sequence[Slot], upstream: Upstream | None) -> None:
         self.slots = tuple(slots)
         self.upstream = upstream
-        self.log_slots = tuple(s for s in slots if any(bound.log is not None for bound in s.candidates))
+        self.log_slots = _log_slots(slots)
         first: Proceeding = _proceed_upstream
         for slot in reversed(self.slots):
             first = _Step(slot, first)
         self.first = first
+
+
+def _log_slots(slots: Sequence[Slot]) -> tuple[Slot, ...]:
+    """The slots with a log phase; none when all of them would only add to a record that nobody reads."""
+    loggers = [(slot, bound) for slot in slots for bound in slot.candidates if bound.log is not None]
+    if all(getattr(bound.handler, "only_adds_to_log", False) for _, bound in loggers):
+        return ()
+    return tuple(dict.fromkeys(slot for slot, _ in loggers))
 
 
 class _Step:

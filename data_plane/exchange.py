@@ -185,7 +185,8 @@ class Handler(Protocol):
 
     Code before `await proceed(exchange)` sees the request, after it the response; not calling it answers at once.
     A handler may also have `log(exchange, record)`, called for every handler of the route after the last byte, and
-    `async close()`, called when its runtime is retired.
+    `async close()`, called when its runtime is retired. One whose `log` does nothing but add to the record says
+    `only_adds_to_log = True`: where nobody else would read the record, none is made.
     """
 
     async def handle(self, exchange: Exchange, proceed: Proceed) -> Response: ...

@@ -12,6 +12,8 @@ from gateway_schema.plugins.ai_proxy_advanced import AiProxyAdvancedConfig
 
 
 class AiProxyAdvanced:
+    only_adds_to_log = True
+
     def __init__(self, config: AiProxyAdvancedConfig, supplies: Supplies) -> None:
         """Raises ConfigError, naming the field, for what this version cannot run."""
         agent = f"tandem/{supplies.version}" if supplies.version else "tandem"

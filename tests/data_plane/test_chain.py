@@ -196,6 +196,16 @@ class TestWalk:
         chain.run_log_phase(plan, subject, {})
         assert trace == ["log a", "log c"]
 
+    async def test_a_record_that_nobody_reads_is_not_made(self) -> None:
+        class Contributor(Recorder):
+            only_adds_to_log = True
+
+        contributor = bound("a", 2, Contributor("a", []))
+        _, _, plan = await walk([contributor])
+        assert plan.log_slots == ()
+        _, _, plan = await walk([contributor, bound("b", 1, Recorder("b", []))])
+        assert [slot.name for slot in plan.log_slots] == ["a", "b"]
+
     async def test_a_failing_log_does_not_keep_the_others_from_theirs(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(Recorder):
             def log(self, exchange: Exchange, record: dict[str, Any]) -> None:
