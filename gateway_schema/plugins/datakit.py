@@ -267,9 +267,12 @@ class DatakitConfig(PluginConfig):
 
 
 def is_http_url(value: str) -> bool:
+    """Whether a request can be sent there as it is written: absolute, and without what must be escaped."""
+    if not value.isascii() or not value.isprintable() or " " in value:
+        return False
     try:
         parts = urlsplit(value)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and value.isprintable()
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, brackets that do not match
         return False
 

@@ -565,8 +565,8 @@ def test_only_nodes_that_read_the_responses_body_ask_for_it(label: str) -> None:
 
 def test_implicit_nodes_alone_can_close_a_circle_too() -> None:
     assert faults_of({"name": "service_request", "inputs": {"headers": "service_response.headers"}}) == {
-        "config.nodes[0].inputs.headers": "invalid dependency (node service_request -> node service_response): circular "
-        "dependency (service_response -> service_request -> service_response)"
+        "config.nodes[0].inputs.headers": "invalid dependency (node service_request -> node service_response): "
+        "circular dependency (service_response -> service_request -> service_response)"
     }
 
 

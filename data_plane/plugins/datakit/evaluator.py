@@ -8,6 +8,7 @@ result (nothing when there is none), or `-` and the reason of a failure.
 
 from __future__ import annotations
 
+import os
 import resource
 import struct
 import sys
@@ -21,6 +22,7 @@ MAX_OUTPUT = 32 * 1024 * 1024
 
 
 def main() -> None:
+    os.environ.clear()  # Python itself adds its locale
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     programs: dict[str, Any] = {}

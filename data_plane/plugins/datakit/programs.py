@@ -24,7 +24,8 @@ PROCESSES: Final = 2
 """Evaluators of one plugin instance at the most; they are started when first needed."""
 MAX_ANSWER: Final = 33 * 1024 * 1024
 _SCRIPT: Final = Path(__file__).with_name("evaluator.py")
-_SHOWN: Final = re.compile(r"\b(object|array|string) \(.*\)", re.DOTALL)
+_SHOWN: Final = re.compile(r"(?<!with )\b(object|array|string) \(.*\)", re.DOTALL)
+"""Values in libjq's messages; the key in `Cannot index array with string ("messages")` is none."""
 _MAX_MESSAGE: Final = 300
 
 
