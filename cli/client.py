@@ -37,13 +37,16 @@ class ControlPlane:
     def __init__(self, connection: Connection, transport: httpx.BaseTransport | None = None) -> None:
         self.connection = connection
         headers = {"Authorization": f"Bearer {connection.token}"} if connection.token else {}
-        self._http = httpx.Client(
-            base_url=connection.address.rstrip("/"),
-            headers=headers,
-            timeout=connection.timeout,
-            transport=transport,
-            trust_env=not is_loopback(connection.address),  # A proxy would look for loopback addresses on itself.
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=connection.address.rstrip("/"),
+                headers=headers,
+                timeout=connection.timeout,
+                transport=transport,
+                trust_env=not is_loopback(connection.address),  # A proxy would look for loopback addresses on itself.
+            )
+        except (ValueError, httpx.InvalidURL) as error:
+            raise self._no_address(error) from None
 
     def __enter__(self) -> ControlPlane:
         return self
@@ -138,14 +141,15 @@ class ControlPlane:
         try:
             response = self._http.request(method, path, **arguments)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise CliError(
-                f"not an address: {self.connection.address!r} from {self.connection.address_source} ({error})"
-            ) from None
+            raise self._no_address(error) from None
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if response.status_code >= 400:
             raise self._refused(response)
         return _decoded(response, self.connection.address) if response.content else {}
+
+    def _no_address(self, error: Exception) -> CliError:
+        return CliError(f"not an address: {self.connection.address!r} from {self.connection.address_source} ({error})")
 
     def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
         reason = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -277,3 +277,32 @@ def _key_text(value: bool | int | float) -> str:
 def _sentence(error: yaml.MarkedYAMLError) -> str:
     context = f" ({error.context})" if error.context else ""
     return f"not YAML: {error.problem or 'cannot be read'}{context}"
+
+
+# Writing
+
+
+def write_yaml(document: Mapping[str, Any]) -> str:
+    """YAML that reads as the same values here and in decK: keys in the document's order, no anchors."""
+    return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quoted where a plain scalar would be read as something else; several lines as a block, where that is exact."""
+    style: str | None = '"'
+    if "\n" in text and text.replace("\n", "").isprintable():
+        style = "|"
+    elif text.isprintable() and isinstance(resolve(text), str) and text not in _SOMETIMES_BOOLEAN:
+        style = None
+    return dumper.represent_scalar(_STR, text, style=style)
+
+
+_SOMETIMES_BOOLEAN = frozenset("yYnN")
+"""decK's YAML reader takes these for booleans; ours does not."""
+
+_Dumper.add_representer(str, _represent_text)

@@ -163,8 +163,8 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def last_lines(log: Path, count: int = 15) -> list[str]:
-    """The end of a log, for the message about a process that did not come up."""
+def last_lines(log: Path, count: int) -> list[str]:
+    """The end of a log."""
     try:
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - 64 * 1024, 0))

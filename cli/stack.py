@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -57,11 +57,19 @@ def connection_to(state: StackState) -> Connection:
 class Startup:
     """One `up`."""
 
-    def __init__(self, folder: StackFolder, wish: Wish, output: Output, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: StackFolder,
+        wish: Wish,
+        output: Output,
+        environment: Mapping[str, str],
+        specs: Callable[[StackState, StackFolder, Recipe | None, Mapping[str, str]], list[Spec]] = layout.specs,
+    ) -> None:
         self._folder = folder
         self._wish = wish
         self._output = output
         self._environment = environment
+        self._specs = specs
         self._before = folder.load()
         self._recipe: Recipe | None = layout.find_recipe(wish)
         self._state = layout.draft(wish, self._recipe, self._before, environment)
@@ -72,7 +80,7 @@ class Startup:
         """Bring the stack up. Raises CliError; what was started is stopped again then."""
         self._output.mask.add(self._state.token, *self._state.values.values())
         declared = self._declared()
-        specs = layout.specs(self._state, self._folder, self._recipe, self._environment)
+        specs = self._specs(self._state, self._folder, self._recipe, self._environment)
         self._check_ports(specs)
         self._folder.make()
         try:
@@ -219,7 +227,7 @@ def _answers(url: str) -> bool:
 
 
 def _with_log(message: str, spec: Spec) -> str:
-    lines = last_lines(spec.log)
+    lines = [line if len(line) <= 400 else f"{line[:399]}…" for line in last_lines(spec.log, 10)]
     return "\n".join([f"{message}; the end of {spec.log}:", *(f"  {line}" for line in lines)])
 
 

@@ -6,17 +6,17 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from cli.client import Connection, ControlPlane
 from cli.connection import Asked, connection_options, resolve
 from cli.declarative import Mode, Outcome, apply_declared, check, control_plane_name, reset_entities
+from cli.documents import write_yaml
 from cli.errors import EXIT_CHANGES, EXIT_OK, CliError, Faults, NotLive
 from cli.files import Declared, read_files
 from cli.masking import environment_values
@@ -137,7 +137,7 @@ def dump(output: Output, /, select_tags: tuple[str, ...], output_file: str, form
     with ControlPlane(connection) as plane:
         row = plane.require(connection.control_plane_name)
         document = plane.document(row["id"], select_tags)
-    text = dump_yaml(document) if form == "yaml" else json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    text = write_yaml(document) if form == "yaml" else json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     if output_file == "-":
         output.raw(text)
     else:
@@ -250,25 +250,6 @@ def _confirm(output: Output, count: int, name: str, select_tags: Sequence[str]) 
     if not sys.stdin.isatty():
         raise CliError(f"{question}; say --yes to do it without a terminal to ask at")
     click.confirm(output.mask.text(f"{question}. Go on?"), abort=True, err=True)
-
-
-def dump_yaml(document: Mapping[str, Any]) -> str:
-    """YAML as people write it: keys in the document's order, several lines of text as a block."""
-    return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes no anchors: what two places share is written twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _represent_text)
 
 
 def _write_file(path: Path, text: str, overwrite: bool) -> None:
