@@ -48,8 +48,10 @@ class Pipeline:
         runtime = self.runtime
         runtime.exchanges += 1
         exchange = Exchange(request, runtime, parent=parent)
+        response = self._route(exchange, runtime)
         try:
-            response = await self._respond(exchange, runtime)
+            if response is None:
+                response = await chain.run(exchange.plan or runtime.unrouted, exchange)
         except asyncio.CancelledError:
             self.finished(exchange, Response(0, source="gateway_error"), Sent())
             raise
@@ -110,21 +112,18 @@ class Pipeline:
 
     # One exchange.
 
-    async def _respond(self, exchange: Exchange, runtime: Runtime) -> Response:
+    def _route(self, exchange: Exchange, runtime: Runtime) -> Response | None:
+        """Find the route and what happens there; an answer when there is none or it wants another protocol."""
         try:
-            match = self._route(exchange, runtime)
+            match = self._match(exchange, runtime)
         except GatewayError as error:
             return chain.error_response(error, exchange)
         except Exception:
             log.exception("exchange %s could not be routed", exchange.id)
             return chain.error_response(InternalError(), exchange)
-        if exchange.scheme == "http" and (diversion := _diversion(match, exchange)) is not None:
-            return diversion
-        plan = exchange.plan
-        assert plan is not None
-        return await chain.run(plan, exchange)
+        return _diversion(match, exchange) if exchange.scheme == "http" else None
 
-    def _route(self, exchange: Exchange, runtime: Runtime) -> Match:
+    def _match(self, exchange: Exchange, runtime: Runtime) -> Match:
         request = exchange.request
         if self._trusted:
             self._trusted.introduce(exchange)

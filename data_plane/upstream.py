@@ -112,7 +112,7 @@ class ServiceUpstream:
         self._timeouts = Timeouts(
             service.connect_timeout / 1000, service.write_timeout / 1000, service.read_timeout / 1000
         )
-        self._tries = service.retries + 1
+        self._retries = service.retries
 
     async def send(self, exchange: Exchange) -> Response:
         """Ask the service; raises UpstreamError when it gave no answer."""
@@ -122,22 +122,25 @@ class ServiceUpstream:
         if self._loopback is not None:
             response = await self._loopback.send(request, exchange, self._timeouts.read)
         else:
-            response = await self._try(request, exchange)
+            try:
+                response = await self._client.send(self._origin, request, self._timeouts)
+            except UpstreamError as error:
+                response = await self._try_again(request, exchange, error)
         exchange.upstream_status = response.status
         response.source = "upstream"
-        response.headers = Headers(proxied(response.headers.raw))
+        response.headers = Headers.adopt(proxied(response.headers.raw))
         return response
 
-    async def _try(self, request: Request, exchange: Exchange) -> Response:
-        tries = self._tries
-        while True:
-            tries -= 1
+    async def _try_again(self, request: Request, exchange: Exchange, error: UpstreamError) -> Response:
+        for _ in range(self._retries):
+            if not _may_repeat(request, error):
+                break
+            exchange.marks.upstream_started = time.monotonic()
             try:
                 return await self._client.send(self._origin, request, self._timeouts)
-            except UpstreamError as error:
-                if not tries or not _may_repeat(request, error):
-                    raise
-                exchange.marks.upstream_started = time.monotonic()
+            except UpstreamError as another:
+                error = another
+        raise error
 
     def _request(self, exchange: Exchange) -> Request:
         match = exchange.match
@@ -147,7 +150,7 @@ class ServiceUpstream:
         return Request(
             request.method,
             match.upstream_path + mark + query,
-            Headers(self._headers(exchange)),
+            Headers.adopt(self._headers(exchange)),
             request.body,
             scheme=self._origin.scheme,
             peer=request.peer,

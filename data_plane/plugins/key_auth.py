@@ -44,6 +44,7 @@ class KeyAuth:
         self._config = config
         self._owners = supplies.consumers_by_key
         self._consumers = supplies.consumers
+        self._hidden = {name: _CLAIMS | {name.lower()} for name in config.key_names}
         self._challenge = f'Key realm="{_quoted(config.realm)}"' if config.realm else "Key"
 
     async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
@@ -59,6 +60,8 @@ class KeyAuth:
                 raise
             self._admit_anonymous(exchange, config.anonymous)
         else:
+            if not config.hide_credentials:
+                exchange.request.headers.remove_all(_CLAIMS)
             _admit(exchange, consumer, credential)
         return await proceed(exchange)
 
@@ -91,19 +94,31 @@ class KeyAuth:
                 key = body.find(name)
             if key is not None:
                 if config.hide_credentials:
-                    _hide(exchange, name, body)
+                    self._hide(exchange, name, body)
                 return key
         return None
+
+    def _hide(self, exchange: Exchange, name: str, body: _Fields | None) -> None:
+        """Remove what was found under a name wherever it stands, and the client's claims in the same pass."""
+        request = exchange.request
+        request.headers.remove_all(self._hidden[name])
+        path, mark, query = request.target.partition("?")
+        if mark and query:
+            kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != name]
+            request.target = f"{path}?{'&'.join(kept)}" if kept else path
+        if body is not None and body.remove(name):
+            exchange.set_body(body.encode(), body.content_type)
 
     def _admit_anonymous(self, exchange: Exchange, who: str) -> None:
         consumer = self._consumers.get(who)
         if consumer is None:
             raise InternalError(f"anonymous consumer {who} is configured but doesn't exist")
+        exchange.request.headers.remove_all(_CLAIMS)
         _admit(exchange, consumer, None)
 
 
 def _admit(exchange: Exchange, consumer: Consumer, credential: KeyAuthCredential | None) -> None:
-    """Set or clear every header of identity: a client must not be able to claim one."""
+    """Set the headers of identity. A client must not be able to claim one: all of them have been removed before."""
     exchange.consumer = consumer
     exchange.credential = credential
     values = (
@@ -114,7 +129,6 @@ def _admit(exchange: Exchange, consumer: Consumer, credential: KeyAuthCredential
         "true" if credential is None else None,
     )
     headers = exchange.request.headers
-    headers.remove_all(_CLAIMS)
     for name, value in zip(_IDENTITY_HEADERS, values, strict=True):
         if value is not None:
             headers.add(name, _latin(value))
@@ -143,17 +157,6 @@ def _query_values(query: str, name: str) -> list[str]:
     if name not in query and "%" not in query:
         return []
     return [value for key, value in parse_qsl(query, True, encoding="latin-1") if key == name]
-
-
-def _hide(exchange: Exchange, name: str, body: _Fields | None) -> None:
-    request = exchange.request
-    request.headers.remove(name)
-    path, mark, query = request.target.partition("?")
-    if mark and query:
-        kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != name]
-        request.target = f"{path}?{'&'.join(kept)}" if kept else path
-    if body is not None and body.remove(name):
-        exchange.set_body(body.encode(), body.content_type)
 
 
 class _Fields:
