@@ -9,7 +9,7 @@ form only, so it is never a difference.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -31,6 +31,9 @@ _REFERENCES_TO_COME = frozenset({"client_certificate", "consumer_group"})
 
 GENERATED: Mapping[str, frozenset[str]] = {"keyauth_credentials": frozenset({"key"})}
 """Secrets that are made up when a POST or PUT leaves them out. A declarative file must write them."""
+
+_MAX_DEPTH = 64
+_TOO_DEEP = f"must not be nested deeper than {_MAX_DEPTH} levels"
 
 MAX_KEY_LENGTH = 512
 """Characters of a unique text or a tag: what fits into an index of every database."""
@@ -66,6 +69,8 @@ def plugin_class(row: EntityType, body: Mapping[str, Any]) -> type[PluginConfig]
 def complete(row: EntityType, written: Mapping[str, Any]) -> dict[str, Any]:
     """Check the written form and fill it. Without `id` and times. Raises SchemaViolation with every fault."""
     violations: list[Violation] = _limits(row, written)
+    if any(violation.message == _TOO_DEEP for violation in violations):
+        raise SchemaViolation(violations)
     full: dict[str, Any] = {}
     config: dict[str, Any] | None = None
     try:
@@ -142,9 +147,25 @@ def _limits(row: EntityType, written: Mapping[str, Any]) -> list[Violation]:
         if written.get(field) is not None:
             found.append(Violation((field,), "value must be null (this kind of entity is not supported yet)"))
     for key, value in written.items():
-        if b"\\u0000" in orjson.dumps(value):
+        if _is_too_deep(value):
+            found.append(Violation((key,), _TOO_DEEP))
+        elif b"\\u0000" in orjson.dumps(value):
             found.append(Violation((key,), "must not contain NUL characters"))
     return found
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Whether nesting would overrun the walks that recurse: ours, pydantic's, the JSON writer's."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [item for each in level if isinstance(each, dict | list) for item in _items(each)]
+        if not level:
+            return False
+    return True
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def merge(row: EntityType, written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,20 +88,20 @@ class Row:
 
 
 def unique_key(row: EntityType, written: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
-    values = []
-    for field in fields:
-        value = written.get(field)
-        values.append(value.get("id") if field in row.parents and isinstance(value, Mapping) else value)
-    return None if len(values) == 1 and values[0] is None else tuple(values)
+    if len(fields) == 1:
+        value = written.get(fields[0])
+        return None if value is None else (value,)
+    values = [written.get(field) for field in fields]
+    return tuple([value.get("id") if isinstance(value, dict) else value for value in values])
 
 
 class Holdings:
     """All rows of one control plane at one version."""
 
-    def __init__(self, control_plane_id: str, version: int, rows: Mapping[str, Mapping[str, Row]]) -> None:
+    def __init__(self, control_plane_id: str, version: int, rows: Mapping[str, dict[str, Row]]) -> None:
         self.control_plane_id = control_plane_id
         self.version = version
-        self._rows = rows
+        self._rows = dict(rows)
         self._indexes: dict[tuple[str, tuple[str, ...]], dict[tuple[Any, ...], Row]] = {}
 
     def of(self, name: str) -> Mapping[str, Row]:
@@ -121,19 +121,35 @@ class Holdings:
 
     def after(self, version: int, puts: Iterable[Row], deletes: Iterable[Row]) -> Holdings:
         """The holdings of a later version."""
-        rows = dict(self._rows)
-        copied: dict[str, dict[str, Row]] = {}
-
-        def own(name: str) -> dict[str, Row]:
-            if name not in copied:
-                rows[name] = copied[name] = dict(self.of(name))
-            return copied[name]
-
+        puts, deletes = list(puts), list(deletes)
+        changed = {row.type.name for row in (*puts, *deletes)}
+        rows = {name: dict(held) if name in changed else held for name, held in self._rows.items()}
+        gone = [*deletes, *(held for row in puts if (held := self.of(row.type.name).get(row.id)) is not None)]
         for row in deletes:
-            own(row.type.name).pop(row.id, None)
+            rows[row.type.name].pop(row.id, None)
         for row in puts:
-            own(row.type.name)[row.id] = row
-        return Holdings(self.control_plane_id, version, rows)
+            rows.setdefault(row.type.name, {})[row.id] = row
+        later = Holdings(self.control_plane_id, version, rows)
+        later._indexes = {
+            place: _reindexed(index, place, gone, puts) if place[0] in changed else index
+            for place, index in self._indexes.items()
+        }
+        return later
+
+
+def _reindexed(
+    index: dict[tuple[Any, ...], Row], place: tuple[str, tuple[str, ...]], gone: Iterable[Row], puts: Iterable[Row]
+) -> dict[tuple[Any, ...], Row]:
+    """A copy of an index without the rows that went and with those that came."""
+    name, fields = place
+    copy = dict(index)
+    for row in gone:
+        if row.type.name == name and (key := row.key(fields)) is not None:
+            copy.pop(key, None)
+    for row in puts:
+        if row.type.name == name and (key := row.key(fields)) is not None:
+            copy[key] = row
+    return copy
 
 
 class HoldingsCache:

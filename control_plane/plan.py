@@ -19,7 +19,7 @@ plan in one transaction and sets wandering values aside first. decK, which write
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -136,9 +136,12 @@ class _Planner:
             return self._holdings.of(row.name).get(str(body["id"]).lower())
         for fields in [(name,) for name in row.match] or row.unique[:1]:
             key = unique_key(row, body, fields)
-            if key is None or not _hashable(key):
+            if key is None:
                 continue
-            found = self._holdings.by(row, fields).get(key)
+            try:
+                found = self._holdings.by(row, fields).get(key)
+            except TypeError:
+                continue  # a list or a map where a text belongs: recognised by nothing, refused by the schema
             if found is not None and found.id not in reserved:
                 return found
         return None
@@ -383,7 +386,3 @@ def _is_uuid(value: Any) -> bool:
     except (ValueError, AttributeError, TypeError):
         return False
     return True
-
-
-def _hashable(key: Iterable[Any]) -> bool:
-    return all(value is None or isinstance(value, str) for value in key)

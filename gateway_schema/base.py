@@ -32,7 +32,7 @@ def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Whether a model's field is marked as a secret, directly or inside an optional."""
+    """Whether a model's field is marked as a secret, directly or inside an optional, a list or a map."""
     if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get(ENCRYPTED):
         return True
     return _annotated_secret(field.annotation) or any(_annotated_secret(item) for item in field.metadata)
@@ -44,4 +44,4 @@ def _annotated_secret(annotation: Any) -> bool:
     metadata = getattr(annotation, "__metadata__", ())
     if any(_annotated_secret(item) for item in metadata):
         return True
-    return any(_annotated_secret(item) for item in getattr(annotation, "__args__", ()) if hasattr(item, "__metadata__"))
+    return any(_annotated_secret(item) for item in getattr(annotation, "__args__", ()))

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from control_plane.database import Database, driver_url
+from tests.control_plane.client import Client, running_client
 
 
 def _missing(what: str) -> None:
@@ -103,3 +104,10 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.migrate()
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, database_url: str) -> AsyncIterator[Client]:
+    """A running control plane with one control plane resource in it."""
+    async with running_client(tmp_path / "state", database_url) as client:
+        yield client

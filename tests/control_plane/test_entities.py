@@ -1,0 +1,342 @@
+"""Core entities over HTTP: every kind the registry knows, by one table, and the rules that hold for all."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from gateway_schema.registry import ENTITY_TYPES
+from tests.control_plane.client import Client
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind: what to write, what to change, how it is found by name, and what must exist before."""
+
+    path: str
+    body: dict[str, Any]
+    change: dict[str, Any]
+    key: str | None = None
+    parents: tuple[tuple[str, str, dict[str, Any]], ...] = ()
+    """(field, collection, body) of entities that it refers to."""
+
+
+CASES = {
+    "services": Case("services", {"name": "billing", "host": "billing.test"}, {"port": 8080}, "billing"),
+    "routes": Case(
+        "routes",
+        {"name": "pay", "paths": ["/pay"]},
+        {"paths": ["/pay", "/settle"]},
+        "pay",
+        (("service", "services", {"host": "billing.test"}),),
+    ),
+    "consumers": Case("consumers", {"username": "bob"}, {"custom_id": "b-1"}, "bob"),
+    "keyauth_credentials": Case(
+        "key-auths",
+        {"key": "the-key"},
+        {"key": "other-key"},
+        "the-key",
+        (("consumer", "consumers", {"username": "c"}),),
+    ),
+    "plugins": Case(
+        "plugins",
+        {"name": "key-auth", "instance_name": "door", "config": {"key_names": ["apikey"]}},
+        {"config": {"key_names": ["x-key"]}},
+        "door",
+        (("service", "services", {"host": "billing.test"}),),
+    ),
+}
+
+
+def test_every_kind_of_the_registry_has_its_case() -> None:
+    assert set(CASES) == set(ENTITY_TYPES)
+
+
+async def written(client: Client, case: Case) -> dict[str, Any]:
+    body = dict(case.body)
+    for field, collection, parent in case.parents:
+        body[field] = {"id": (await client.call("POST", collection, parent, 201))["id"]}
+    return body
+
+
+@pytest.mark.parametrize("kind", CASES)
+async def test_a_kind_is_created_read_changed_and_deleted(client: Client, kind: str) -> None:
+    case = CASES[kind]
+    body = await written(client, case)
+    created = await client.call("POST", case.path, body, 201)
+    assert {key: created[key] for key in body if key != "config"} == {k: v for k, v in body.items() if k != "config"}
+    item = f"{case.path}/{created['id']}"
+    assert await client.get(item) == created
+    if case.key is not None:
+        assert await client.get(f"{case.path}/{case.key}") == created
+    merged = await client.call("PATCH", item, case.change)
+    assert merged["created_at"] == created["created_at"]
+    replaced = await client.call("PUT", item, {**body, **case.change})
+    assert {k: v for k, v in replaced.items() if k != "updated_at"} == {
+        k: v for k, v in merged.items() if k != "updated_at"
+    }
+    assert (await client.get(case.path))["data"] == [replaced]
+    await client.call("DELETE", item, expect=204)
+    await client.call("DELETE", item, expect=204)
+    await client.get(item, expect=404)
+
+
+@pytest.mark.parametrize("kind", CASES)
+async def test_an_entity_shows_every_field_with_null_where_unset_and_whole_seconds(client: Client, kind: str) -> None:
+    case = CASES[kind]
+    created = await client.call("POST", case.path, await written(client, case), 201)
+    assert set(created) == set(ENTITY_TYPES[kind].model.model_fields)
+    assert isinstance(created["created_at"], int)
+    assert created["tags"] is None
+
+
+@pytest.mark.parametrize("kind", CASES)
+async def test_put_creates_under_the_id_of_the_path_and_keeps_its_birthday(client: Client, kind: str) -> None:
+    case = CASES[kind]
+    body, entity_id = await written(client, case), str(uuid.uuid4())
+    created = await client.call("PUT", f"{case.path}/{entity_id}", {**body, "created_at": 1_700_000_000})
+    assert created["id"] == entity_id
+    assert created["created_at"] == 1_700_000_000
+    again = await client.call("PUT", f"{case.path}/{entity_id}", {**created, "created_at": 1})
+    assert again["created_at"] == 1_700_000_000
+
+
+@pytest.mark.parametrize("kind", CASES)
+async def test_a_taken_id_and_an_unknown_field_are_refused(client: Client, kind: str) -> None:
+    case = CASES[kind]
+    body = await written(client, case)
+    created = await client.call("POST", case.path, body, 201)
+    taken = await client.call("POST", case.path, {**body, "id": created["id"]}, 400)
+    assert (taken["code"], taken["name"]) == (3, "primary key violation")
+    refused = await client.call("POST", case.path, {**body, "tagz": ["a"]}, 400)
+    assert refused["code"] == 2
+    assert refused["fields"] == {"tagz": "unknown field (did you mean 'tags'?)"}
+    assert refused["message"] == "schema violation (tagz: unknown field (did you mean 'tags'?))"
+
+
+async def test_put_replaces_and_patch_merges(client: Client) -> None:
+    service = await client.call("POST", "services", {"name": "s", "host": "a.test", "port": 81, "tags": ["x"]}, 201)
+    merged = await client.call("PATCH", f"services/{service['id']}", {"retries": 2, "tags": None})
+    assert (merged["port"], merged["retries"], merged["tags"]) == (81, 2, None)
+    replaced = await client.call("PUT", f"services/{service['id']}", {"host": "b.test"})
+    assert (replaced["name"], replaced["port"], replaced["retries"]) == (None, 80, 5)
+    await client.call("PATCH", "services/nobody", {"port": 1}, 404)
+
+
+async def test_patch_merges_into_a_plugins_configuration_without_its_name(client: Client) -> None:
+    plugin = await client.call(
+        "POST", "plugins", {"name": "key-auth", "config": {"key_names": ["k"], "key_in_body": True}}, 201
+    )
+    merged = await client.call("PATCH", f"plugins/{plugin['id']}", {"config": {"realm": "here", "key_in_body": None}})
+    assert merged["config"]["key_names"] == ["k"]
+    assert merged["config"]["realm"] == "here"
+    assert merged["config"]["key_in_body"] is False
+
+
+async def test_put_by_name_creates_and_then_finds(client: Client) -> None:
+    created = await client.call("PUT", "services/named", {"host": "a.test"})
+    assert created["name"] == "named"
+    assert (await client.call("PUT", "services/named", {"host": "b.test", "name": "named"}))["id"] == created["id"]
+
+
+async def test_the_url_shorthand_is_expanded_and_not_shown(client: Client) -> None:
+    service = await client.call("POST", "services", {"url": "https://a.test/x"}, 201)
+    assert (service["protocol"], service["host"], service["port"], service["path"]) == ("https", "a.test", 443, "/x")
+    assert "url" not in service
+
+
+async def test_a_plugins_configuration_is_complete_with_nulls(client: Client) -> None:
+    plugin = await client.call("POST", "plugins", {"name": "key-auth"}, 201)
+    assert plugin["config"]["anonymous"] is None
+    assert plugin["config"]["hide_credentials"] is True
+    assert plugin["protocols"]
+    # What was answered may be sent back: it says the same.
+    again = await client.call("PUT", f"plugins/{plugin['id']}", plugin)
+    assert {**again, "updated_at": 0} == {**plugin, "updated_at": 0}
+
+
+async def test_an_unknown_plugin_is_refused_with_the_nearest_name(client: Client) -> None:
+    refused = await client.call("POST", "plugins", {"name": "keyauth"}, 400)
+    assert "plugin 'keyauth' not enabled; add it to the 'plugins' configuration property" in refused["fields"]["name"]
+    assert "did you mean 'key-auth'?" in refused["message"]
+
+
+async def test_a_scope_that_a_plugin_forbids_must_be_null(client: Client) -> None:
+    consumer = await client.call("POST", "consumers", {"username": "bob"}, 201)
+    refused = await client.call("POST", "plugins", {"name": "key-auth", "consumer": {"id": consumer["id"]}}, 400)
+    assert refused["fields"] == {"consumer": "value must be null"}
+
+
+async def test_faults_of_a_configuration_carry_their_path(client: Client) -> None:
+    body = {"name": "key-auth", "config": {"key_names": ["ok", "not ok"], "hide_credential": True}}
+    refused = await client.call("POST", "plugins", body, 400)
+    assert {detail["field"] for detail in refused["details"]} == {"config.key_names[1]", "config.hide_credential"}
+    assert refused["message"].startswith("2 schema violations (")
+
+
+async def test_a_unique_value_is_refused_with_409(client: Client) -> None:
+    await client.call("POST", "services", {"name": "s", "host": "a.test"}, 201)
+    refused = await client.call("POST", "services", {"name": "s", "host": "b.test"}, 409)
+    assert (refused["code"], refused["fields"]) == (5, {"name": "s"})
+    assert refused["message"] == "UNIQUE violation detected on '{name=\"s\"}'"
+
+
+async def test_a_plugin_may_exist_once_per_scope(client: Client) -> None:
+    service = await client.call("POST", "services", {"host": "a.test"}, 201)
+    scope = {"service": {"id": service["id"]}}
+    await client.call("POST", "plugins", {"name": "key-auth"}, 201)
+    await client.call("POST", "plugins", {"name": "key-auth", **scope}, 201)
+    refused = await client.call("POST", "plugins", {"name": "key-auth", **scope}, 409)
+    assert refused["fields"] == {"name": "key-auth", "route": None, "consumer": None, **scope}
+    assert 'consumer=null,name="key-auth",route=null,service={id="' in refused["message"]
+
+
+async def test_a_taken_key_is_refused_without_being_shown(client: Client) -> None:
+    await client.call("POST", "consumers", {"username": "bob"}, 201)
+    await client.call("POST", "consumers/bob/key-auth", {"key": "very-secret"}, 201)
+    refused = await client.call("POST", "consumers/bob/key-auth", {"key": "very-secret"}, 409)
+    assert "very-secret" not in str(refused)
+
+
+async def test_a_key_that_is_not_given_is_made(client: Client) -> None:
+    await client.call("POST", "consumers", {"username": "bob"}, 201)
+    first, second = [(await client.call("POST", "consumers/bob/key-auth", {}, 201))["key"] for _ in range(2)]
+    assert len(first) == 32
+    assert first != second
+
+
+async def test_a_reference_to_nothing_is_refused(client: Client) -> None:
+    missing = str(uuid.uuid4())
+    refused = await client.call("POST", "routes", {"paths": ["/"], "service": {"id": missing}}, 400)
+    assert (refused["code"], refused["fields"]) == (4, {"service": {"id": missing}})
+    assert refused["message"] == (
+        f"the foreign key '{{id=\"{missing}\"}}' does not reference an existing 'services' entity."
+    )
+    unresolved = await client.call("POST", "routes", {"paths": ["/"], "service": {"name": "nobody"}}, 400)
+    assert unresolved["code"] == 13
+    assert "foreign key unresolved (service.name:" in unresolved["message"]
+
+
+async def test_a_reference_by_name_is_answered_by_id(client: Client) -> None:
+    service = await client.call("POST", "services", {"name": "s", "host": "a.test"}, 201)
+    route = await client.call("POST", "routes", {"paths": ["/"], "service": {"name": "s"}}, 201)
+    assert route["service"] == {"id": service["id"]}
+
+
+async def test_deleting_a_service_is_refused_while_routes_refer_to_it_and_takes_its_plugins(client: Client) -> None:
+    await client.call("POST", "services", {"name": "s", "host": "a.test"}, 201)
+    route = await client.call("POST", "services/s/routes", {"paths": ["/"]}, 201)
+    await client.call("POST", "services/s/plugins", {"name": "key-auth", "tags": ["t"]}, 201)
+    refused = await client.call("DELETE", "services/s", expect=400)
+    assert (refused["code"], refused["fields"]) == (4, {"@referenced_by": "routes"})
+    await client.call("DELETE", f"routes/{route['id']}", expect=204)
+    await client.call("DELETE", "services/s", expect=204)
+    assert (await client.get("plugins"))["data"] == []
+    assert (await client.get("plugins", tags="t"))["data"] == []
+
+
+async def test_deleting_a_consumer_takes_its_credentials_and_plugins(client: Client) -> None:
+    await client.call("POST", "consumers", {"username": "bob"}, 201)
+    await client.call("POST", "consumers/bob/key-auth", {"key": "k"}, 201)
+    body = {"name": "ai-prompt-decorator", "config": {"prompts": {"append": [{"content": "x"}]}}}
+    await client.call("POST", "consumers/bob/plugins", body, 201)
+    await client.call("DELETE", "consumers/bob", expect=204)
+    assert (await client.get("key-auths"))["data"] == (await client.get("plugins"))["data"] == []
+
+
+async def test_nested_paths_list_find_and_move(client: Client) -> None:
+    for name in ("bob", "eve"):
+        await client.call("POST", "consumers", {"username": name}, 201)
+    key = await client.call("POST", "consumers/bob/key-auth", {"key": "k"}, 201)
+    assert (await client.get("consumers/bob/key-auth"))["data"] == [key]
+    assert (await client.get("consumers/eve/key-auth"))["data"] == []
+    await client.get(f"consumers/eve/key-auth/{key['id']}", expect=404)
+    await client.call("DELETE", f"consumers/eve/key-auth/{key['id']}", expect=204)
+    moved = await client.call("PUT", f"consumers/eve/key-auth/{key['id']}", {"key": "k", "consumer": {"username": "x"}})
+    assert moved["id"] == key["id"]
+    assert (await client.get("consumers/eve/key-auth"))["data"] == [moved]
+    assert (await client.get("consumers/bob/key-auth"))["data"] == []
+    await client.get("consumers/nobody/key-auth", expect=404)
+
+
+async def test_pages_follow_one_another_and_survive_deletions(client: Client) -> None:
+    ids = [(await client.call("POST", "services", {"host": "a.test"}, 201))["id"] for _ in range(7)]
+    first = await client.get("services", size="3")
+    assert first["next"].startswith(f"/v2/control-planes/{client.id}/core-entities/services?")
+    await client.call("DELETE", f"services/{first['data'][0]['id']}", expect=204)
+    second = await client.get("services", size="3", offset=first["offset"])
+    third = await client.call("GET", second["next"])
+    assert "offset" not in third
+    assert third["next"] is None
+    seen = [entity["id"] for page in (first, second, third) for entity in page["data"]]
+    assert seen == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "message"),
+    [
+        ({"size": "0"}, 9, "size must be an integer between 1 and 1000"),
+        ({"size": "1001"}, 9, "size must be an integer between 1 and 1000"),
+        ({"size": "many"}, 9, "size must be a number"),
+        ({"offset": "###"}, 7, "'###' is not a valid offset: bad base64 encoding"),
+        ({"tags": "a,b/c"}, 11, "invalid option (tags: invalid filter syntax)"),
+        ({"tags": "a,b,c,d,e,f"}, 11, "invalid option (tags: cannot query more than 5 tags)"),
+        ({"tags": ""}, 11, "invalid option (tags: cannot be null)"),
+    ],
+)
+async def test_wrong_list_parameters_are_refused(
+    client: Client, query: dict[str, str], code: int, message: str
+) -> None:
+    refused = await client.get("services", expect=400, **query)
+    assert (refused["code"], refused["message"]) == (code, message)
+
+
+async def test_an_empty_offset_is_none(client: Client) -> None:
+    assert (await client.get("services", offset=""))["data"] == []
+
+
+async def test_tags_filter_all_of_them_or_any_of_them(client: Client) -> None:
+    for name, tags in (("x", ["a", "b"]), ("y", ["a"]), ("z", ["c"]), ("none", [])):
+        await client.call("POST", "services", {"name": name, "host": "a.test", "tags": tags}, 201)
+
+    async def names(tags: str) -> set[str]:
+        return {entity["name"] for entity in (await client.get("services", tags=tags))["data"]}
+
+    assert await names("a") == {"x", "y"}
+    assert await names("a,b") == {"x"}
+    assert await names("b/c") == {"x", "z"}
+    await client.call("PATCH", "services/x", {"tags": ["c"]})
+    assert await names("a") == {"y"}
+    assert await names("c") == {"x", "z"}
+
+
+async def test_lists_filter_by_name_and_custom_id(client: Client) -> None:
+    for name in ("billing", "billing-2", "other"):
+        await client.call("POST", "services", {"name": name, "host": "a.test"}, 201)
+    await client.call("POST", "consumers", {"username": "bob", "custom_id": "7"}, 201)
+    assert len((await client.get("services", **{"filter[name][contains]": "bill"}))["data"]) == 2
+    assert len((await client.get("services", **{"filter[name][eq]": "billing"}))["data"]) == 1
+    assert [entity["username"] for entity in (await client.get("consumers", custom_id="7"))["data"]] == ["bob"]
+    assert (await client.get("consumers", custom_id="8"))["data"] == []
+
+
+async def test_two_control_planes_hold_the_same_ids_and_names_and_delete_alone(client: Client) -> None:
+    other = await client.another("second")
+    entity_id = str(uuid.uuid4())
+    for plane in (client, other):
+        await plane.call("PUT", f"services/{entity_id}", {"name": "s", "host": "a.test"})
+        await plane.call("POST", "services/s/routes", {"paths": ["/"], "tags": ["t"]}, 201)
+        await plane.call("POST", "services/s/plugins", {"name": "key-auth"}, 201)
+    await client.call("DELETE", f"/v2/control-planes/{other.id}", expect=204)
+    await other.get("services", expect=404)
+    assert len((await client.get("routes", tags="t"))["data"]) == 1
+
+
+async def test_texts_that_a_database_cannot_hold_are_refused(client: Client) -> None:
+    refused = await client.call("POST", "consumers", {"username": "a\x00b"}, 400)
+    assert refused["fields"] == {"username": "must not contain NUL characters"}
+    refused = await client.call("POST", "consumers", {"username": "é" * 2000}, 400)
+    assert refused["fields"] == {"username": "length must be at most 512"}
