@@ -30,6 +30,7 @@ def test_the_recipes_programs_run_inline(program: str) -> None:
         '.x | sub("a"; "b")',
         "[.[] | {a: .b}]",
         'try error("x") catch .',
+        ". # a comment that would go on \\",
     ],
 )
 def test_programs_whose_work_the_input_bounds_run_inline(program: str) -> None:
@@ -66,6 +67,7 @@ def test_programs_whose_work_the_input_bounds_run_inline(program: str) -> None:
         '.x | test("(a)\\\\1")',
         ".x | test(.pattern)",
         '.x | test("a" + .rest)',
+        '# a comment that goes on \\\n"\n[range(.n)] # "',
     ],
 )
 def test_programs_that_may_work_without_end_never_run_inline(program: str) -> None:

@@ -263,7 +263,7 @@ async def test_a_body_goes_through_to_the_service_with_every_digit() -> None:
 def test_the_evaluators_program_is_the_one_that_runs_inline() -> None:
     program = compile_program("def f: .n; f # x")
     assert next(iter(program.compiled.input_text('{"n":12345678901234567890123}'))) == "12345678901234567890123"
-    assert as_text(program.source).startswith("(def f: .n; f # x\n)")
+    assert as_text(program.source).startswith("(def f: .n; f # x\n")
 
 
 def test_a_small_program_needs_no_event_loop() -> None:
