@@ -6,6 +6,7 @@ whoever wrote the configuration sees all its faults at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -101,6 +102,24 @@ class StaticNode(Node):
     values: dict[str, Any] = Field(description="The values by name.")
     output: Label | None = Field(None, description="A target for the whole map.")
     outputs: dict[str, Label | None] | None = Field(None, description="Targets of single values.")
+
+    @field_validator("values")
+    @classmethod
+    def _are_json(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not _is_json(values):
+            raise ValueError("expected JSON: strings, finite numbers (integers of 64 bits), booleans, arrays, maps")
+        return values
+
+
+def _is_json(value: Any) -> bool:
+    """What YAML may hold and a snapshot cannot: dates, other keys than strings, NaN, integers of any length."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_json(member) for name, member in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, str)
 
 
 class ExitInputs(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -427,6 +428,20 @@ REFUSED: list[tuple[str, list[Any], dict[str, str]]] = [
             "config.nodes[0].method": "must match the pattern ^[A-Z]+$",
             "config.nodes[0].timeout": "value must be at least 0",
             "config.nodes[1].status": "value must be at least 200",
+        },
+    ),
+    (
+        "values that are not JSON",
+        [
+            static("A", {"a": [2**64]}),
+            static("B", {"a": {"b": float("nan")}}),
+            static("C", {"a": datetime.date(2026, 1, 1)}),
+            static("D", {"a": {1: 2}}),
+        ],
+        {
+            f"config.nodes[{number}].values": "expected JSON: strings, finite numbers (integers of 64 bits), booleans, "
+            "arrays, maps"
+            for number in range(4)
         },
     ),
     (
