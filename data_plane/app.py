@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 STOPPED, FAILED, PORT_IN_USE = 0, 1, 3
 """Exit codes."""
+FIRST_SNAPSHOT_TIMEOUT = 5.0
+"""Seconds for the agent to hand over the snapshot that it is known to have."""
 FLUSH_TIMEOUT = 5.0
 """Seconds for the agent to take the last events at the end."""
 
@@ -108,11 +110,18 @@ def run_worker(settings: Settings, index: int, channel_path: Path) -> int:
 
 
 class _Process:
-    """A worker's process: from listening to the last event delivered."""
+    """A worker's process: from its first snapshot to the last event delivered.
+
+    Workers share their port, so one that listened before it knew the routes would answer 404 in the place of others
+    that know them. Where the node has a configuration, a worker therefore applies that first; only on a node that never
+    had one does it listen at once, and answers 404 as Kong does.
+    """
 
     def __init__(self, settings: Settings, index: int, channel_path: Path) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
+        self._configured = asyncio.Event()
+        self._listening = asyncio.Event()
         self._channel = WorkerChannel(channel_path, index, os.getpid(), self._on_snapshot, self._stop.set)
         self._worker = Worker(settings, self._channel, node_id=Store(settings.state_dir).node_id())
 
@@ -120,23 +129,45 @@ class _Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        port = await self._worker.listen()
-        log.info("listening host=%s port=%d", self._settings.proxy_host, port)
         channel = loop.create_task(self._channel.run(), name="worker channel")
-        stopping = loop.create_task(self._stop.wait(), name="stop signal")
+        serving = loop.create_task(self._serve(), name="worker")
         try:
-            await asyncio.wait((channel, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((channel, serving), return_when=asyncio.FIRST_COMPLETED)
             if channel.done():
                 channel.result()  # it never ends but by a fault of ours, which must end the process
-            await self._worker.stop(self._settings.drain_timeout)
-            if not await self._channel.flush(FLUSH_TIMEOUT):
-                log.warning("the agent did not take the last events in time")
+            serving.result()
         finally:
             channel.cancel()
-            stopping.cancel()
-            await asyncio.gather(channel, stopping, return_exceptions=True)
+            serving.cancel()
+            await asyncio.gather(channel, serving, return_exceptions=True)
+
+    async def _serve(self) -> None:
+        await self._await_first_snapshot()
+        port = await self._worker.listen()
+        self._listening.set()
+        log.info("listening host=%s port=%d", self._settings.proxy_host, port)
+        await self._stop.wait()
+        await self._worker.stop(self._settings.drain_timeout)
+        if not await self._channel.flush(FLUSH_TIMEOUT):
+            log.warning("the agent did not take the last events in time")
+
+    async def _await_first_snapshot(self) -> None:
+        if not (self._settings.state_dir / "snapshot.json").exists():
+            return
+        stopping = asyncio.create_task(self._stop.wait(), name="stop before the first snapshot")
+        configured = asyncio.create_task(self._configured.wait(), name="first snapshot")
+        waiting = (stopping, configured)
+        await asyncio.wait(waiting, timeout=FIRST_SNAPSHOT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        if not configured.done() and not stopping.done():
+            log.warning("no snapshot from the agent: listening without a configuration")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _on_snapshot(self, version: int, hash_: str, path: Path) -> None:
         payload = await asyncio.to_thread(path.read_bytes)
         await self._worker.apply(payload, version)
+        self._configured.set()
+        # Whoever waits for a receipt may send a request the moment it has it.
+        await self._listening.wait()
         log.info("applied version=%d hash=%s", version, hash_)
