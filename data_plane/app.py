@@ -73,8 +73,6 @@ class Worker:
         runtime = await asyncio.to_thread(build, payload, self._workshop)
         runtime.version = version
         self.pipeline.swap(runtime)
-        # A configuration lives long: without this, every full collection would walk all of it.
-        gc.freeze()
 
     async def stop(self, timeout: float) -> None:
         """Accept no more, let exchanges finish for `timeout` seconds, close everything."""
@@ -167,6 +165,8 @@ class _Process:
     async def _on_snapshot(self, version: int, hash_: str, path: Path) -> None:
         payload = await asyncio.to_thread(path.read_bytes)
         await self._worker.apply(payload, version)
+        # A configuration lives long: without this, every full collection would walk all of it.
+        gc.freeze()
         self._configured.set()
         # Whoever waits for a receipt may send a request the moment it has it.
         await self._listening.wait()

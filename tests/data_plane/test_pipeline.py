@@ -267,6 +267,18 @@ async def test_a_head_that_is_refused_is_counted_once_where_it_is_known_what_was
     assert [(event.status, event.error_kind) for event in node.events] == [(413, "payload_too_large")]
 
 
+async def test_an_upload_that_grows_too_large_on_its_way_is_413() -> None:
+    async with service() as backend, gateway(proxy(backend.url), max_body_size=10) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n12345678\r\n")
+        await writer.drain()
+        writer.write(b"8\r\n12345678\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+        writer.close()
+        await node.ended(1)
+    assert [(event.status, event.error_kind) for event in node.events] == [(413, "payload_too_large")]
+
+
 class TestSwap:
     def document(self, url: str, version: int) -> bytes:
         """Everything in it says its version: path of the service, name of the consumer, field of the key."""
