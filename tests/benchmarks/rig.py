@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from tests.end_to_end.stack import Stack, command_line, eventually, free_ports, kill, pids_of
+from tests.end_to_end.stack import Stack, eventually, free_ports, kill, pids_of
 
 PROXY_CORE, LOAD_CORE = "0", "1"
 
@@ -166,9 +166,9 @@ class Rig:
         document = self.folder / "bench.yaml"
         document.write_text(DOCUMENT.format(back=self.back, paced=self.paced))
         self._checked(self.stack.recipe("sync", str(document), "--wait", "--yes"))
-        for pid in pids_of(self.stack.home, "control_plane"):
+        for pid in pids_of(self.stack.home, "-m control_plane"):
             kill(pid)
-        for pid in pids_of(self.stack.home, "data_plane"):
+        for pid in pids_of(self.stack.home, "-m data_plane"):
             subprocess.run(["taskset", "-a", "-c", "-p", PROXY_CORE, str(pid)], check=True, stdout=subprocess.DEVNULL)
 
     def _checked(self, result: subprocess.CompletedProcess[str]) -> None:
@@ -185,7 +185,7 @@ class Rig:
 
     @property
     def worker(self) -> int:
-        return next(pid for pid in pids_of(self.stack.home, "data_plane", "worker") if "worker" in command_line(pid))
+        return pids_of(self.stack.home, "-m data_plane worker")[0]
 
     def stop(self) -> None:
         for child in self.children:

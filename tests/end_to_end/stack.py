@@ -183,9 +183,9 @@ def command_line(pid: int) -> str:
         return ""
 
 
-def pids_of(home: Path, *words: str) -> list[int]:
-    """Pids of the stack's processes whose command line has all the words."""
-    return [pid for pid in processes(str(home)) if all(word in command_line(pid) for word in words)]
+def pids_of(home: Path, command: str) -> list[int]:
+    """Pids of the stack's processes whose command line contains `command`, such as `-m control_plane`."""
+    return [pid for pid in processes(str(home)) if command in command_line(pid)]
 
 
 def kill(pid: int) -> None:

@@ -81,7 +81,7 @@ def test_down_stops_everything_and_a_second_one_has_nothing_to_do(home: Stack) -
 
 def test_down_works_when_half_of_it_is_dead_already(home: Stack) -> None:
     assert home.up().returncode == 0
-    for pid in pids_of(home.home, "control_plane"):
+    for pid in pids_of(home.home, "-m control_plane"):
         kill(pid)
     result = home.down()
     assert result.returncode == 0, result.stdout + result.stderr
@@ -90,7 +90,7 @@ def test_down_works_when_half_of_it_is_dead_already(home: Stack) -> None:
 
 def test_up_after_a_death_restarts_what_died(home: Stack) -> None:
     assert home.up().returncode == 0
-    for word in ("control_plane", "cli.simulator"):
+    for word in ("-m control_plane", "-m cli.simulator"):
         for pid in pids_of(home.home, word):
             kill(pid)
     again = home.up()

@@ -58,14 +58,14 @@ def test_the_control_plane_s_death_is_not_noticed_and_nothing_is_lost(fresh_stac
     start = datetime.now(UTC).replace(second=0, microsecond=0)
     stack.forget_ledger()
     with Traffic(stack) as traffic:
-        for pid in pids_of(stack.home, "control_plane"):
+        for pid in pids_of(stack.home, "-m control_plane"):
             kill(pid)
         traffic.flows_on(50)
     assert traffic.failures == []
 
-    for pid in pids_of(stack.home, "data_plane"):
+    for pid in pids_of(stack.home, "-m data_plane"):
         kill(pid)
-    eventually("the node is gone", lambda: not pids_of(stack.home, "data_plane"))
+    eventually("the node is gone", lambda: not pids_of(stack.home, "-m data_plane"))
     restarted = stack.up()
     assert restarted.returncode == 0, restarted.stdout + restarted.stderr
     expected = sum(totals["requests"] for totals in stack.ledger()["providers"].values())
@@ -76,13 +76,13 @@ def test_the_control_plane_s_death_is_not_noticed_and_nothing_is_lost(fresh_stac
 def test_a_node_restarted_without_its_control_plane_serves_from_disk(fresh_stack: Stack) -> None:
     stack = fresh_stack
     with httpx.Client() as client:
-        for pid in pids_of(stack.home, "control_plane"):
+        for pid in pids_of(stack.home, "-m control_plane"):
             kill(pid)
-        agent = next(pid for pid in pids_of(stack.home, "data_plane", "agent"))
+        agent = next(pid for pid in pids_of(stack.home, "-m data_plane agent"))
         arguments, environment = started_with(agent)
-        for pid in pids_of(stack.home, "data_plane"):
+        for pid in pids_of(stack.home, "-m data_plane"):
             kill(pid)
-        eventually("the node is gone", lambda: not pids_of(stack.home, "data_plane"))
+        eventually("the node is gone", lambda: not pids_of(stack.home, "-m data_plane"))
         node = subprocess.Popen(
             arguments, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -109,7 +109,7 @@ def ready(client: httpx.Client, stack: Stack) -> bool:
 
 def test_a_worker_that_is_killed_is_back_within_a_second(fresh_stack: Stack) -> None:
     stack = fresh_stack
-    (worker,) = pids_of(stack.home, "data_plane", "worker")
+    (worker,) = pids_of(stack.home, "-m data_plane worker")
     died = time.monotonic()
     kill(worker)
 
@@ -121,7 +121,7 @@ def test_a_worker_that_is_killed_is_back_within_a_second(fresh_stack: Stack) -> 
 
     eventually("the worker is back", answered)
     took = time.monotonic() - died
-    assert worker not in pids_of(stack.home, "data_plane", "worker")
+    assert worker not in pids_of(stack.home, "-m data_plane worker")
     assert took < 5, f"took {took:.1f} s"
 
 
@@ -130,7 +130,7 @@ def test_an_agent_that_is_killed_leaves_the_traffic_flowing_and_is_taken_up_agai
     start = datetime.now(UTC).replace(second=0, microsecond=0)
     stack.forget_ledger()
     with Traffic(stack) as traffic:
-        for pid in pids_of(stack.home, "data_plane", "agent"):
+        for pid in pids_of(stack.home, "-m data_plane agent"):
             kill(pid)
         traffic.flows_on()
         again = stack.up()
