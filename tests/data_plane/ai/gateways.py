@@ -89,3 +89,15 @@ def frames(body: bytes) -> list[Any]:
     """The payloads of an answer's events, `[DONE]` as text."""
     payloads = [frame.removeprefix(b"data: ") for frame in body.split(b"\n\n") if frame]
     return [payload.decode() if payload == b"[DONE]" else json.loads(payload) for payload in payloads]
+
+
+EVENTS = [event + b"\n\n" for event in wire("openai", "stream").split(b"\n\n") if event]
+"""A stream of OpenAI's: role, two pieces of text, finish, usage, end mark."""
+
+
+def at_once(*pieces: bytes) -> Callable[[], AsyncIterator[bytes]]:
+    async def body() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    return body

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from data_plane.ai import relay
 from data_plane.errors import InvalidResponse
 from data_plane.messages import Response
-from tests.data_plane.ai.gateways import CHAT, ask, bedrock, frames, models, open_stream, openai, says, streams, wire
+from tests.data_plane.ai.gateways import (
+    CHAT,
+    EVENTS,
+    ask,
+    at_once,
+    bedrock,
+    frames,
+    models,
+    open_stream,
+    openai,
+    says,
+    streams,
+    wire,
+)
 from tests.data_plane.ai.golden_cases import CASES, timeless
 from tests.data_plane.builders import gateway, service
 
 STREAM = wire("openai", "stream")
-EVENTS = [event + b"\n\n" for event in STREAM.split(b"\n\n") if event]
-"""Role, two pieces of text, finish, usage, end mark."""
 BINARY = "application/vnd.amazon.eventstream"
 
 
@@ -33,14 +44,6 @@ async def read_until_broken(response: Response) -> bytes:
     finally:
         await response.close()
     pytest.fail("the answer ended in order")
-
-
-def at_once(*pieces: bytes) -> Callable[[], AsyncIterator[bytes]]:
-    async def body() -> AsyncIterator[bytes]:
-        for piece in pieces:
-            yield piece
-
-    return body
 
 
 @pytest.mark.parametrize("asked", [True, False, None])
