@@ -52,8 +52,7 @@ class Loopback:
                 response, exchange = await self._application.answer(request, parent)
         except TimeoutError:
             raise UpstreamTimeout("timeout_read", "a call to ourselves took too long", sent=True) from None
-        _Delivery(self._application, exchange, response).begin(request.method)
-        return response
+        return _Delivery(self._application, exchange, response).begin(request.method)
 
 
 class _Delivery:
@@ -71,17 +70,19 @@ class _Delivery:
         )
         self._complete = False
 
-    def begin(self, method: str) -> None:
-        if method == "HEAD" or isinstance(self._body, bytes):
+    def begin(self, method: str) -> Response:
+        """The response for whoever called: the same, but closing it ends the exchange."""
+        body = self._body
+        if method == "HEAD" or isinstance(body, bytes):
             self._complete = True
-            if method == "HEAD":
-                self._response.body = b""
-            else:
-                self._size += len(self._body) if isinstance(self._body, bytes) else 0
+            body = b"" if method == "HEAD" or not isinstance(body, bytes) else body
+            self._size += len(body)
         else:
-            self._response.body = self._pieces(self._body)
-        # Registered last, it runs after the closers that stop the upstream, when all counts are final.
-        self._response.on_close(self._end)
+            body = self._pieces(body)
+        inner = self._response
+        outer = Response(inner.status, inner.headers, body, source=inner.source, reason=inner.reason)
+        outer.on_close(self._end)
+        return outer
 
     async def _pieces(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in body:
@@ -90,5 +91,9 @@ class _Delivery:
         self._complete = True
 
     async def _end(self) -> None:
-        sent = Sent(True, self._size, "complete" if self._complete else "client_closed")
-        self._application.finished(self._exchange, self._response, sent)
+        try:
+            await self._response.close()
+        finally:
+            # Only now, when the upstream has stopped, are all counts final; and also when closing was cancelled.
+            sent = Sent(True, self._size, "complete" if self._complete else "client_closed")
+            self._application.finished(self._exchange, self._response, sent)

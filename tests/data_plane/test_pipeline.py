@@ -443,6 +443,23 @@ class TestLoopback:
             await node.ended(2)
         assert [event.status for event in node.events] == [499, 499]
 
+    async def test_when_the_client_leaves_midway_through_a_stream_both_are_reported(self) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"first"
+            await asyncio.Event().wait()
+
+        async def answer(request: Request) -> Response:
+            return Response(200, body=pieces())
+
+        async with service(answer) as backend, gateway(loopback_ports=frozenset({8000})) as node:
+            await node.apply(self.document(backend.url, 8000), 1)
+            response = await node.open("GET", "/outer", {"apikey": "k"})
+            await anext(aiter(response.body))  # type: ignore[arg-type]
+            await response.close()
+            await node.ended(2)
+            assert node.worker.pipeline.runtime.exchanges == 0
+        assert [(event.status, event.outcome) for event in node.events] == [(200, "client_closed")] * 2
+
     async def test_another_port_on_this_machine_is_the_network(self) -> None:
         async with service() as backend, gateway(proxy(backend.url)) as node:
             await node.send("GET", "/a")
