@@ -6,10 +6,12 @@ import datetime
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gateway_schema.plugins.datakit import DatakitConfig
 from gateway_schema.plugins.datakit_graph import Feed, Plan, compile_nodes
-from gateway_schema.violations import SchemaViolation, parse
+from gateway_schema.violations import SchemaViolation, Violation, parse
 from tests.gateway_schema.datakit_lists import APPLIED, EXPLAINED
 
 
@@ -585,7 +587,52 @@ def test_implicit_nodes_alone_can_close_a_circle_too() -> None:
     }
 
 
-def test_compiling_takes_anything_for_a_list_without_raising() -> None:
-    for entries in ([None, 1, "x", [], {}], [{"name": 5, "type": []}], [{"name": "A", "type": "jq", "inputs": [1]}]):
-        plan, faults = compile_nodes(entries)
-        assert plan is not None or faults
+@pytest.mark.parametrize("entry", [None, 1, "x", [], {"name": 5, "type": []}, jq("A", inputs=[1]), jq("A", input=[])])
+def test_compiling_takes_anything_for_an_entry_without_raising(entry: Any) -> None:
+    plan, faults = compile_nodes([entry])
+
+    assert plan is not None
+    assert faults == []
+
+
+LABELS = st.sampled_from(
+    ["A", "B", "A.body", "B.x", "request", "request.body", "service_request.headers", "C.", "vault.k"]
+)
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["A", "B", "C", "request", "service_request", 5]),
+        "type": st.sampled_from(["jq", "call", "static", "exit", "branch", "property", "cache", "nope", None]),
+        "jq": st.sampled_from([".", ".a |"]),
+        "url": st.just("http://x/"),
+        "property": st.sampled_from(["kong.version", "kong.service.response.status"]),
+        "values": st.dictionaries(st.sampled_from(["x", "body"]), st.integers() | st.text()),
+        "input": LABELS,
+        "output": LABELS,
+        "inputs": st.dictionaries(st.sampled_from(["body", "x"]), LABELS | st.none()),
+        "outputs": st.dictionaries(st.sampled_from(["body", "x", "then"]), LABELS | st.none()),
+        "then": st.lists(st.sampled_from(["A", "B", "Z"]), max_size=2),
+    },
+)
+
+
+@given(st.lists(ENTRIES | st.none() | st.text(), max_size=5))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_list_is_a_plan_or_a_list_of_faults(nodes: list[Any]) -> None:
+    faults: tuple[Violation, ...] = ()
+    plan: Plan | None = None
+    try:
+        plan = parse(DatakitConfig, {"nodes": nodes}).plan
+    except SchemaViolation as refused:
+        faults = refused.violations
+    if plan is None:
+        assert faults
+        assert all(fault.path for fault in faults)
+        return
+    settled: set[str] = set()
+    waiting = list(plan.nodes)
+    while waiting:  # every plan can be run to its end
+        ready = [node for node in waiting if set(node.waits_for) <= settled]
+        assert ready
+        settled |= {node.name for node in ready}
+        waiting = [node for node in waiting if node not in ready]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import struct
 import sys
 from typing import Any, BinaryIO
@@ -19,6 +20,8 @@ import jq
 MEMORY = 1024 * 1024 * 1024
 """Bytes of address space, the interpreter's own included."""
 MAX_OUTPUT = 32 * 1024 * 1024
+ORPHANED = 30
+"""Seconds after which an evaluation ends the process by itself: its owner, which would have, must be dead."""
 
 
 def main() -> None:
@@ -29,7 +32,9 @@ def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (frame := _read(source)) is not None:
         (size,) = struct.unpack_from("!I", frame)
+        signal.alarm(ORPHANED)
         answer = _evaluate(programs, frame[4 : 4 + size].decode(), frame[4 + size :].decode())
+        signal.alarm(0)
         sink.write(struct.pack("!I", len(answer)))
         sink.write(answer)
         sink.flush()
