@@ -165,8 +165,7 @@ class _NodeStream:
 
     async def _welcome(self) -> None:
         pin = self._pin
-        current = await self._service.cache.get(self.who.control_plane_id)
-        state: SyncState = "in_sync" if current.snapshot.hash == self._running else "pending"
+        state = await self._state(worker_rows(self._hello.workers))
         await self._service.roster.arrived(self.who, self._hello, state, None)
         welcome = config_pb2.Welcome(
             control_plane_id=pin.control_plane_id,
@@ -276,16 +275,17 @@ class _NodeStream:
         self._running = clean(hash_, 32)
         await self._service.roster.record(
             self.who,
-            await self._state(),
+            await self._state(workers),
             config_version=min(version, (1 << 63) - 1),
             config_hash=self._running,
             workers=workers,
             **more,
         )
 
-    async def _state(self) -> SyncState:
+    async def _state(self, workers: list[dict[str, Any]]) -> SyncState:
+        """In sync is a node of which every worker runs the current snapshot; one that just starts does not yet."""
         current = (await self._service.cache.get(self.who.control_plane_id)).snapshot.hash
-        if self._running == current:
+        if self._running == current and all(worker["hash"] == current for worker in workers):
             return "in_sync"
         return "rejected" if self._refused == current else "pending"
 

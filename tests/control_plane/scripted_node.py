@@ -126,8 +126,8 @@ class ScriptedNode:
         nack = config_pb2.Nack(nonce=received.nonce, version=received.version, **fault)
         await self.send(config_pb2.NodeMessage(nack=nack))
 
-    async def status(self, received: Received) -> None:
-        status = config_pb2.Status(config_version=received.version, hash=received.hash)
+    async def status(self, received: Received, *workers: config_pb2.Worker) -> None:
+        status = config_pb2.Status(config_version=received.version, hash=received.hash, workers=workers)
         await self.send(config_pb2.NodeMessage(status=status))
 
 

@@ -124,6 +124,20 @@ async def test_a_node_that_has_the_snapshot_is_sent_only_the_next_one(admin: Adm
         assert (await again.snapshot()).version > known.version
 
 
+async def test_a_worker_that_starts_anew_makes_its_node_pending_until_it_is_ready(admin: Admin) -> None:
+    await admin.change("one")
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        received = await node.snapshot()
+        await node.ack(received)
+        await admin.until(node.id, "in_sync")
+        await node.status(received, config_pb2.Worker(index=0, pid=8, state="starting"))
+        assert (await admin.until(node.id, "pending"))["workers"][0]["state"] == "starting"
+        await node.status(received, config_pb2.Worker(index=0, pid=8, state="ready", hash=received.hash))
+        await admin.until(node.id, "in_sync")
+
+
 async def test_a_refused_snapshot_is_recorded_with_its_entity_and_field_and_not_sent_again(admin: Admin) -> None:
     await admin.change("good")
     async with channel(admin.plane, admin.pair) as opened:
