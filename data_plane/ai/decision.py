@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from data_plane.ai.targets import Target
 
 HEADER: Final = "X-Tandem-Decision"
+
+_random: Final = random.Random()  # noqa: S311 (an id is a name, not a secret; workers are started, never forked)
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Decision:
     """Candidates that were not asked, with the reason."""
     last: Attempt | None = None
     """The attempt whose answer, or failure, the client got."""
-    id: str = field(default_factory=lambda: os.urandom(12).hex())
+    id: str = field(default_factory=lambda: f"{_random.getrandbits(96):024x}")
 
     def note(self, target: Target, outcome: str) -> None:
         self.attempts.append(Attempted(target, outcome))

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -51,8 +52,9 @@ _BETWEEN_HOPS: Final = frozenset(
     }
 )
 """What of a provider's headers is none of the client's business; its cookies would be set for the gateway's host."""
-_OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
+_BODY_HEADERS: Final = frozenset({"content-length", "content-type", "content-encoding"})
 _OURS: Final = ("x-kong-", "x-tandem-")
+_KEPT, _OF_BODY, _DROPPED = range(3)
 
 
 @dataclass(slots=True)
@@ -262,7 +264,11 @@ class ModelUpstream:
         else:
             breaker.succeeded(now)
         passed = Response(
-            response.status, Headers(_kept(response.headers)), response.body, source="upstream", reason=response.reason
+            response.status,
+            Headers(_kept(response.headers, with_body=True)),
+            response.body,
+            source="upstream",
+            reason=response.reason,
         )
         passed.on_close(response.close)
         return _Outcome(response=passed, failure=failure, verdict=f"status {response.status}")
@@ -275,8 +281,8 @@ class ModelUpstream:
             raise InvalidResponse("too_large", f"an answer of more than {MAX_ANSWER} bytes", sent=True) from None
         finally:
             await response.close()
-        decoded = attempt.ready.adapter.decode(body, _lowered(response.headers))
-        headers = _kept(response.headers, _OF_BODY)
+        decoded = attempt.ready.adapter.decode(body, response.headers)
+        headers = _kept(response.headers, with_body=False)
         if decoded.body is None:
             headers.append(("Content-Type", response.headers.get("content-type") or "application/json"))
         else:
@@ -299,9 +305,9 @@ class ModelUpstream:
         except GatewayError:
             await response.close()
             raise
-        decoder = adapter.stream_decoder(_lowered(response.headers))
+        decoder = adapter.stream_decoder(response.headers)
         relay = Relay(exchange, attempt, decoder, response, shows_usage=question.shows_usage)
-        headers = [*_kept(response.headers, _OF_BODY), ("Content-Type", "text/event-stream")]
+        headers = [*_kept(response.headers, with_body=False), ("Content-Type", "text/event-stream")]
         answer = self._answer(attempt, headers, relay)
         answer.on_close(relay.close)
         return _Outcome(response=answer)
@@ -319,18 +325,19 @@ def _check_encoding(response: Response) -> None:
         raise InvalidResponse("encoding", f"the provider compressed its answer ({encoding[:32]})", sent=True)
 
 
-def _lowered(headers: Headers) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.raw}
+def _kept(headers: Headers, *, with_body: bool) -> list[tuple[str, str]]:
+    """A provider's headers as the client gets them; those that describe its body only if that goes along unchanged."""
+    if with_body:
+        return [pair for pair in headers.raw if _fate(pair[0]) != _DROPPED]
+    return [pair for pair in headers.raw if _fate(pair[0]) == _KEPT]
 
 
-def _kept(headers: Headers, dropped: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
-    """A provider's headers as the client gets them."""
-    kept = []
-    for name, value in headers.raw:
-        lowered = name.lower()
-        if lowered not in _BETWEEN_HOPS and lowered not in dropped and not lowered.startswith(_OURS):
-            kept.append((name, value))
-    return kept
+@lru_cache(maxsize=1024)
+def _fate(name: str) -> int:
+    lowered = name.lower()
+    if lowered in _BETWEEN_HOPS or lowered.startswith(_OURS):
+        return _DROPPED
+    return _OF_BODY if lowered in _BODY_HEADERS else _KEPT
 
 
 def _check(config: AiProxyAdvancedConfig) -> None:

@@ -87,6 +87,12 @@ class StreamDecoder(Protocol):
         """The upstream's bytes have ended; the last frames, an error frame when they ended too early."""
 
 
+class Fields(Protocol):
+    """The answer's headers, asked for in lower case."""
+
+    def get(self, name: str, /) -> str | None: ...
+
+
 class Adapter(Protocol):
     """One provider for one target's model."""
 
@@ -97,10 +103,10 @@ class Adapter(Protocol):
     def encode(self, chat: Mapping[str, Any], *, stream: bool) -> EncodedRequest:
         """Raises LlmError(400) for what the provider cannot do. `chat` is not changed."""
 
-    def decode(self, body: bytes, headers: Mapping[str, str]) -> DecodedResponse:
-        """Raises LlmError(500) when a 200 answer is not what it should be. Header names are lower-case."""
+    def decode(self, body: bytes, headers: Fields) -> DecodedResponse:
+        """Raises LlmError(500) when a 200 answer is not what it should be."""
 
-    def stream_decoder(self, headers: Mapping[str, str]) -> StreamDecoder: ...
+    def stream_decoder(self, headers: Fields) -> StreamDecoder: ...
 
 
 class Unaddressable(Exception):

@@ -16,6 +16,7 @@ from data_plane.ai.providers.base import (
     DONE,
     DecodedResponse,
     EncodedRequest,
+    Fields,
     ProviderRow,
     StreamEvent,
     Unaddressable,
@@ -63,7 +64,7 @@ class BedrockAdapter:
         body = orjson.dumps(converse_request(chat, self._model, self._forced_latency))
         return EncodedRequest(self._path + ("/converse-stream" if stream else "/converse"), body)
 
-    def decode(self, body: bytes, headers: Mapping[str, str]) -> DecodedResponse:
+    def decode(self, body: bytes, headers: Fields) -> DecodedResponse:
         answer = _loads(body)
         output = answer.get("output") if isinstance(answer, dict) else None
         message = output.get("message") if isinstance(output, dict) else None
@@ -82,7 +83,7 @@ class BedrockAdapter:
         length = text_size(text) + sum(text_size(call["function"]["arguments"]) for call in calls)
         return DecodedResponse(completion, self._model, usage, finish_reason, _service_tier(answer), length)
 
-    def stream_decoder(self, headers: Mapping[str, str]) -> ConverseStream:
+    def stream_decoder(self, headers: Fields) -> ConverseStream:
         return ConverseStream(self._model, _answer_id(headers))
 
 
@@ -277,7 +278,7 @@ def _service_tier(answer: Mapping[str, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def _answer_id(headers: Mapping[str, str]) -> str:
+def _answer_id(headers: Fields) -> str:
     return f"chatcmpl-{headers.get('x-amzn-requestid') or os.urandom(12).hex()}"
 
 

@@ -12,6 +12,7 @@ from data_plane.ai.providers.base import (
     DONE,
     DecodedResponse,
     EncodedRequest,
+    Fields,
     ProviderRow,
     StreamEvent,
     Usage,
@@ -52,7 +53,7 @@ class OpenAiAdapter:
             body.pop("stream_options", None)
         return EncodedRequest("/chat/completions", orjson.dumps(body))
 
-    def decode(self, body: bytes, headers: Mapping[str, str]) -> DecodedResponse:
+    def decode(self, body: bytes, headers: Fields) -> DecodedResponse:
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -74,7 +75,7 @@ class OpenAiAdapter:
             text_length=0 if usage is not None else sum(_message_size(choice) for choice in choices),
         )
 
-    def stream_decoder(self, headers: Mapping[str, str]) -> OpenAiStream:
+    def stream_decoder(self, headers: Fields) -> OpenAiStream:
         return OpenAiStream()
 
 
