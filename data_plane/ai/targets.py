@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import orjson
 
@@ -217,11 +217,10 @@ class Target:
         if auth.allow_override and auth.header_name is not None:
             _override_header(headers, auth.header_name, exchange)
         if auth.param_name is not None and auth.param_value is not None:
-            name, value = auth.param_name, auth.param_value
             if auth.param_location == "query":
-                query[name] = value
+                query[auth.param_name] = self._query_credential(auth.param_name, auth.param_value, exchange)
             else:
-                body = orjson.dumps({**orjson.loads(body), name: value})
+                body = self._with_credential(body, auth.param_name, auth.param_value)
         headers += encoded.headers.items()
         target = ready.fixed_path if ready.fixed_path is not None else ready.base_path + encoded.path
         if query:
@@ -229,6 +228,18 @@ class Target:
         if ready.signer is not None:
             headers += await self._signature(ready, target, encoded.method, body)
         return Request(encoded.method, target, Headers(headers), BufferedBody(body), scheme=ready.origin.scheme)
+
+    def _query_credential(self, name: str, value: str, exchange: Exchange) -> str:
+        if not self._auth.allow_override:
+            return value
+        given = parse_qs(exchange.request.query).get(name, [""])[0]
+        return given if given and not _is_gateways_own(given, exchange) else value
+
+    def _with_credential(self, body: bytes, name: str, value: str) -> bytes:
+        fields = orjson.loads(body)
+        if not (self._auth.allow_override and fields.get(name)):
+            fields[name] = value
+        return orjson.dumps(fields)
 
     async def _signature(self, ready: Ready, target: str, method: str, body: bytes) -> list[tuple[str, str]]:
         assert ready.signer is not None
@@ -286,8 +297,13 @@ def _fixed_headers(auth: Auth, agent: str, accept: str) -> list[tuple[str, str]]
 def _override_header(headers: list[tuple[str, str]], name: str, exchange: Exchange) -> None:
     """Put the client's own value in the configured one's place; never the key by which the gateway knows the client."""
     value = exchange.request.headers.get(name)
-    credential = exchange.credential
-    if value is None or (credential is not None and credential.key is not None and credential.key in value):
+    if value is None or _is_gateways_own(value, exchange):
         return
     lowered = name.lower()
     headers[:] = [pair for pair in headers if pair[0].lower() != lowered] + [(name, value)]
+
+
+def _is_gateways_own(value: str, exchange: Exchange) -> bool:
+    """Whether a value holds the key by which the gateway knows the client."""
+    credential = exchange.credential
+    return credential is not None and credential.key is not None and credential.key in value

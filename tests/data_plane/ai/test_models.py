@@ -271,6 +271,19 @@ async def test_a_credential_may_travel_in_the_query_or_the_body() -> None:
     assert all("authorization" not in request.headers for request in provider.requests)
 
 
+async def test_a_credential_in_the_query_or_the_body_is_the_clients_own_only_where_that_is_allowed() -> None:
+    query = {"param_name": "token", "param_value": "ours", "param_location": "query"}
+    async with service(says(COMPLETION)) as provider:
+        for auth in (query, {**query, "param_location": "body"}):
+            for allowed in (False, True):
+                async with gateway(models(openai(provider.url, auth={**auth, "allow_override": allowed}))) as node:
+                    assert (await ask(node, {**CHAT, "token": "mine"}, path="/chat?token=mine")).status == 200
+
+    targets = [request.target.rpartition("?")[2] for request in provider.requests]
+    assert targets[:2] == ["token=ours", "token=mine"]
+    assert [json.loads(body)["token"] for body in provider.bodies[2:]] == ["ours", "mine"]
+
+
 @pytest.mark.parametrize(
     ("allowed", "sent", "used"),
     [
