@@ -63,7 +63,8 @@ class Assembly:
         if first is None or part.nonce != first.nonce:
             return None
         self._size += len(part.chunk)
-        if part.part != len(self._chunks) or part.parts != first.parts or self._size > MAX_COMPRESSED:
+        in_order = part.part == len(self._chunks) < part.parts == first.parts
+        if not in_order or self._size > MAX_COMPRESSED:
             self._first = None
             return None
         self._chunks.append(part.chunk)

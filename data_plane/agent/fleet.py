@@ -14,7 +14,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,8 @@ class Fleet:
             self._server.close()
         for task in self._conversations:
             task.cancel()
-        if self._conversations:
-            await asyncio.wait(self._conversations)
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports, closed by then, let go of their sockets
         self._path.unlink(missing_ok=True)
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:
@@ -204,11 +203,13 @@ class Fleet:
 
     # Connections.
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.set_name("worker channel")
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer), name="worker channel")
         self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+        task.add_done_callback(lambda _: writer.close())
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link: Link | None = None
         try:
             async with asyncio.timeout(HELLO_TIMEOUT):
@@ -216,14 +217,11 @@ class Fleet:
             await self._converse(reader, link)
         except (FrameError, OSError, TimeoutError) as error:
             log.warning("a worker's channel broke: %s", facts(pid=link.pid if link else "unknown", reason=error))
-        except asyncio.CancelledError:
-            pass  # the agent ends; asyncio's server would log a cancelled handler as a failure
+        except Exception:
+            # A fault of ours over one worker's frame: it reconnects, and the others are not concerned.
+            log.exception("a worker's channel failed")
         finally:
-            self._conversations.discard(task)
             self._forget(link)
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
 
     def _greeted(self, frame: tuple[Kind, bytes] | None, writer: asyncio.StreamWriter) -> Link:
         if frame is None or frame[0] is not Kind.HELLO:
@@ -302,8 +300,8 @@ def _link_of(values: dict[str, Any], writer: asyncio.StreamWriter) -> Link:
     state = str(values.get("state", ""))
     return Link(
         worker,
-        _integer(values, "index"),
-        _integer(values, "pid"),
+        _integer(values, "index", 2**32),
+        _integer(values, "pid", 2**32),
         _integer(values, "version"),
         str(values.get("hash", "")),
         state if state in ("starting", "ready", "failed") else "starting",
@@ -311,9 +309,9 @@ def _link_of(values: dict[str, Any], writer: asyncio.StreamWriter) -> Link:
     )
 
 
-def _integer(values: dict[str, Any], name: str) -> int:
+def _integer(values: dict[str, Any], name: str, limit: int = 2**63) -> int:
     value = values.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
         raise FrameError(f"a frame lacks the number {name!r}")
     return value
 

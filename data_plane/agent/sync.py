@@ -41,6 +41,8 @@ class Sync:
         self._changed = asyncio.Event()
         self._backoff = Backoff()
         self._silent = False
+        """Whether the log knows already that the control plane is away."""
+        self._refusal = ""
         self._call: Any = None
         self.connected = False
         self.control_plane_name = ""
@@ -106,12 +108,16 @@ class Sync:
     def welcomed(self, welcome: pb.Welcome) -> None:
         self.connected = True
         self.control_plane_name = welcome.control_plane_name
-        self._silent = False
+        self._silent, self._refusal = False, ""
         self._backoff.reset()
         log.info("connected to the control plane: %s", facts(name=welcome.control_plane_name))
 
     def refused(self, refusal: pb.Refusal) -> None:
-        raise Disconnected(f"the control plane refused this node: {refusal.code}: {refusal.message}")
+        reason = f"{refusal.code}: {refusal.message}"
+        if reason != self._refusal:
+            log.error("the control plane refuses this node; serving on: %s", facts(reason=reason))
+        self._refusal, self._silent = reason, True
+        raise Disconnected(reason)
 
     @property
     def current(self) -> Snapshot | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ from gateway_schema.wire import analytics_pb2 as pb
 from tests.data_plane.agent.events import event, intake, totals, worker_name
 
 LIMIT = 64 * 1024 * 1024
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """These tests are about processes that die; what only a loss of power could show costs much time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "fdatasync"):
+            patch.setattr(f"os.{name}", lambda descriptor: None)
+        yield
 
 
 def ids(batches: list[pb.Batch]) -> Counter[int]:
