@@ -152,17 +152,20 @@ def span_of(since: str | None, start: str | None, end: str | None, now: datetime
     if start:
         span = Span(_moment("--from", start), _moment("--to", end) if end else now)
     else:
-        span = Span(now - _length(since or "1h"), now)
+        span = Span(_ago(since or "1h", now), now)
     if span.start >= span.end:
         raise CliError(f"the range is empty: it starts at {span.start.isoformat()} and ends at {span.end.isoformat()}")
     return span
 
 
-def _length(text: str) -> datetime.timedelta:
+def _ago(text: str, now: datetime.datetime) -> datetime.datetime:
     match = re.fullmatch(r"(\d{1,6})([smhdw])", text)
     if match is None:
         raise CliError(f"--since {text}: expected a length of time such as 15m, 1h, 7d")
-    return datetime.timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    try:
+        return now - datetime.timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        raise CliError(f"--since {text}: that is before there were dates") from None
 
 
 def _moment(flag: str, text: str) -> datetime.datetime:

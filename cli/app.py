@@ -81,6 +81,10 @@ def run(arguments: list[str], output: Output) -> int:
         # Who reads us has seen enough (`| head`). Nothing more can be written, not even the interpreter's last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        output.error(f"{where}{error.strerror or error}")
+        return EXIT_ERROR
     except Exception as error:
         return _unexpected(error, output)
 

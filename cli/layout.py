@@ -6,7 +6,6 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cli import recipes
 from cli.certificates import pair_in
@@ -56,12 +55,10 @@ def draft(wish: Wish, recipe: Recipe | None, before: StackState | None, environm
     old = before or StackState(wish.name)
     state = StackState(
         name=wish.name,
-        file=str(Path(wish.file).absolute()) if wish.file and wish.file != "-" else wish.file or "",
         control_plane_name=wish.control_plane_name or old.control_plane_name or _control_plane_name(wish, recipe),
         control_plane_id=old.control_plane_id,
         select_tags=list(old.select_tags),
-        simulated=_is_simulated(wish, recipe, environment),
-        applied=wish.apply,
+        simulated=_is_simulated(wish, recipe, environment, old.values),
         workers=wish.workers or old.workers,
         ports={**DEFAULT_PORTS, **old.ports, **wish.ports},
         token=old.token or f"kpat_{secrets.token_urlsafe(32)}",
@@ -80,11 +77,17 @@ def _control_plane_name(wish: Wish, recipe: Recipe | None) -> str:
     return recipe.control_plane_name if recipe else wish.name
 
 
-def _is_simulated(wish: Wish, recipe: Recipe | None, environment: Mapping[str, str]) -> bool:
-    """As asked; else simulated unless the environment holds a credential for a real provider."""
+def _is_simulated(
+    wish: Wish, recipe: Recipe | None, environment: Mapping[str, str], made_up: Mapping[str, str]
+) -> bool:
+    """As asked; else simulated unless the environment holds a credential for a real provider.
+
+    The made-up ones are not for real providers, and may well be exported: `recipe env` prints them.
+    """
     if wish.simulate is not None:
         return wish.simulate
-    return recipe is not None and not any(environment.get(v.name) for v in recipe.credentials())
+    names = [variable.name for variable in recipe.credentials()] if recipe else []
+    return recipe is not None and not any(environment.get(n) not in (None, "", made_up.get(n)) for n in names)
 
 
 def _check_live(recipe: Recipe, environment: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from cli.errors import CliError
@@ -42,12 +42,10 @@ class ProcessRecord:
 @dataclass(slots=True)
 class StackState:
     name: str
-    file: str = ""
     control_plane_name: str = ""
     control_plane_id: str = ""
     select_tags: list[str] = field(default_factory=list)
     simulated: bool = True
-    applied: bool = True
     workers: int = 1
     ports: dict[str, int] = field(default_factory=dict)
     token: str = ""
@@ -86,7 +84,8 @@ class StackFolder:
         try:
             data = json.loads(self.state_file.read_text())
             processes = {name: ProcessRecord(**record) for name, record in data.pop("processes").items()}
-            return StackState(**data, processes=processes)
+            known = {entry.name for entry in fields(StackState)}  # Another version may have written more.
+            return StackState(**{key: value for key, value in data.items() if key in known}, processes=processes)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

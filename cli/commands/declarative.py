@@ -31,6 +31,7 @@ _select_tag = click.option(
 )
 _json_output = click.option("--json-output", is_flag=True, help="The plan as JSON, in decK's shape.")
 _yes = click.option("--yes", "-y", "--force", "-f", "yes", is_flag=True, help="Do not ask.")
+_never_asks = click.option("--yes", "-y", is_flag=True, help="Accepted as decK does; nothing is asked anyway.")
 _wait = click.option("--wait", is_flag=True, help="Return when every worker of every connected node runs it.")
 _wait_timeout = click.option(
     "--wait-timeout", type=click.FloatRange(min=0), default=30.0, help="Seconds after which --wait gives up."
@@ -51,7 +52,7 @@ class Wishes:
 @_files
 @_select_tag
 @_json_output
-@_yes
+@_never_asks
 @_wait
 @_wait_timeout
 @connection_options
@@ -68,7 +69,7 @@ def sync(output: Output, /, files: Sequence[str], yes: bool, asked: Asked, **fla
 @_files
 @_select_tag
 @_json_output
-@_yes
+@_never_asks
 @_wait
 @_wait_timeout
 @connection_options
@@ -249,7 +250,8 @@ def _confirm(output: Output, count: int, name: str, select_tags: Sequence[str]) 
     question = f"this deletes {what} in control plane {name}: {count} entities"
     if not sys.stdin.isatty():
         raise CliError(f"{question}; say --yes to do it without a terminal to ask at")
-    click.confirm(output.mask.text(f"{question}. Go on?"), abort=True, err=True)
+    if not click.confirm(output.mask.text(f"{question}. Go on?"), err=True):
+        raise CliError("nothing was deleted")
 
 
 def _write_file(path: Path, text: str, overwrite: bool) -> None:

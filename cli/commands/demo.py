@@ -52,7 +52,7 @@ def demo(output: Output, /, name: str | None, json_output: bool, answers: bool) 
     """Send the recipe's prompts and show who answered."""
     _, state = one_stack(name)
     recipe = recipes.load(state.name)
-    output.mask.add(state.token, *state.values.values())
+    output.mask.add(state.token, *state.values.values(), *recipe.secrets(os.environ))
     found = []
     for file in recipe.prompts:
         with output.working(f"asking {file}"):

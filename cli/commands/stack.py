@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -86,7 +85,7 @@ def down(output: Output, /, name: str | None, keep_control_plane: bool, everythi
         if everything:
             for folder, _ in found:
                 forget(folder, keep_logs=False)
-    _report_down(output, teardowns, removed=everything and bool(found))
+    _report_down(output, teardowns, removed=everything and bool(found), kept=keep_control_plane and bool(teardowns))
 
 
 @click.command()
@@ -99,6 +98,7 @@ def status(output: Output, /, name: str | None, json_output: bool) -> None:
     Also which version each worker runs. Exit code 3 when something is not up.
     """
     found = [(folder, state) for folder, state in stacks(state_home()) if name in (None, state.name)]
+    output.mask.add(*(state.token for _, state in found))
     views = [view(folder, state) for folder, state in found if state.processes]
     if json_output:
         output.json({"stacks": [stack.as_json() for stack in views]})
@@ -138,7 +138,8 @@ def list_recipes(output: Output, /, json_output: bool) -> None:
 def logs(output: Output, /, process: str | None, name: str | None, following: bool, lines: int) -> None:
     """Show what the stack's processes wrote."""
     folder, state = one_stack(name)
-    output.mask.add(state.token, *state.values.values())
+    secrets = recipes.load(state.name).secrets(os.environ) if state.name in recipes.names() else []
+    output.mask.add(state.token, *state.values.values(), *secrets)
     files = {part: folder.logs / f"{part}.log" for part in layout.START_ORDER if process in (None, part)}
     files = {part: path for part, path in files.items() if path.exists()}
     if not files:
@@ -208,18 +209,17 @@ _COUNTS = (("creating", "created"), ("updating", "updated"), ("deleting", "delet
 def _show_first_steps(output: Output, state: StackState) -> None:
     recipe = recipes.load(state.name)
     folder = recipes.folder_of(state.name)
-    prompt = json.dumps(json.loads((folder / recipe.prompts[0]).read_text()), ensure_ascii=False)
+    prompt = shlex.quote(f"@{folder / recipe.prompts[0]}")
     headers = "".join(f" -H {shlex.quote(f'{key}: {value}')}" for key, value in recipe.request.headers.items())
-    body = shlex.quote(prompt)
     output.line()
     output.raw(
         f"# a first question\ncurl -i {state.proxy_url}{recipe.request.path}{headers} "
-        f"-H 'Content-Type: application/json' -d {body}\n"
+        f"-H 'Content-Type: application/json' -d {prompt}\n"
         "# both prompts: recipe demo · numbers: recipe analytics --by provider · the end: recipe down\n"
     )
 
 
-def _report_down(output: Output, teardowns: list[Teardown], removed: bool) -> None:
+def _report_down(output: Output, teardowns: list[Teardown], removed: bool, kept: bool) -> None:
     for teardown in teardowns:
         for line in teardown.done:
             output.line(line)
@@ -228,7 +228,7 @@ def _report_down(output: Output, teardowns: list[Teardown], removed: bool) -> No
     if removed:
         output.line("removed all state")
     elif not any(teardown.done for teardown in teardowns):
-        output.line("nothing to do: no stack is up")
+        output.line("nothing to do: only what is kept is there" if kept else "nothing to do: no stack is up")
 
 
 def _show_stack(output: Output, stack: StackView) -> None:

@@ -80,6 +80,10 @@ class Recipe(Record):
     def credentials(self) -> list[Variable]:
         return [variable for variable in self.variables if variable.secret]
 
+    def secrets(self, environment: Mapping[str, str]) -> list[str]:
+        """The provider credentials that the environment holds."""
+        return [environment[variable.name] for variable in self.credentials() if environment.get(variable.name)]
+
     def values(self, environment: Mapping[str, str], made_up: Mapping[str, str]) -> dict[str, str]:
         """The value of each variable that has one: made up, else of the environment, else the default."""
         values = {v.name: made_up.get(v.name) or environment.get(v.name) or v.default for v in self.variables}

@@ -78,6 +78,26 @@ def test_what_is_no_address_is_told_as_such(recipe: Recipe, address: str) -> Non
     assert "unexpected" not in result.err
 
 
+def test_a_home_that_cannot_be_written_is_a_plain_error(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RECIPE_HOME", str(tmp_path / "file" / "home"))
+    result = recipe("up")
+    assert result.code == 1
+    assert "Not a directory" in result.err
+    assert "unexpected" not in result.err
+
+
+def test_what_nobody_expected_is_one_line_unless_asked(
+    recipe: Recipe, plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane.answers["GET", "/v2/control-planes"] = (200, {"data": [{"nameless": 1}]})
+    assert recipe("dump").err.count("\n") == 1
+    monkeypatch.setenv("TANDEM_DEBUG", "1")
+    assert "Traceback" in recipe("dump").err
+
+
 # Which control plane is meant
 
 

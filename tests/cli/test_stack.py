@@ -153,6 +153,11 @@ def test_live_providers_need_no_simulator(stage: Stage) -> None:
     assert is_free(stage.ports["simulator"])
 
 
+def test_the_made_up_credentials_may_be_exported(stage: Stage) -> None:
+    stage.environment.update(stage.up().state.values)
+    assert not stage.up().changed
+
+
 def test_missing_credentials_are_named_all_at_once_with_what_they_are_for(stage: Stage) -> None:
     with pytest.raises(Faults) as caught:
         stage.up(simulate=False)
