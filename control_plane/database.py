@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -95,25 +97,38 @@ def _engine(url: URL, is_sqlite: bool) -> AsyncEngine:
     if not is_sqlite:
         return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True, **options)
     if url.database and url.database != ":memory:":
-        _make_private(Path(url.database))
+        _make_file(Path(url.database))
     engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
 
 
-def _make_private(path: Path) -> None:
-    """The file, readable by its owner only; SQLite gives its journals the same mode."""
+def _make_file(path: Path) -> None:
+    """The file, readable by its owner only (SQLite gives its journals the same mode), with a write-ahead log.
+
+    The log is a property of the file. Turning it on needs the file alone, and SQLite does not wait for that whatever
+    the busy timeout: when several processes begin at once, all but one must try again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    with contextlib.closing(sqlite3.connect(path, timeout=1)) as connection:
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself; `_begin_sqlite` does
     cursor = connection.cursor()
     for pragma in (
-        "journal_mode = WAL",
-        "synchronous = NORMAL",  # with WAL: a crash of the process loses nothing, a power cut at most the last commits
+        "synchronous = NORMAL",  # a crash of the process loses nothing, a power cut at most the last commits
         f"busy_timeout = {BUSY_TIMEOUT_MS}",
         "foreign_keys = ON",
     ):

@@ -32,15 +32,15 @@ class Client:
         assert response.status_code == expect, f"{method} {url}: {response.status_code} {response.text}"
         return response.json() if response.content else None
 
-    async def get(self, path: str, expect: int = 200, **query: str) -> Any:
+    async def get(self, path: str, query: dict[str, str] | None = None, expect: int = 200) -> Any:
         return await self.call("GET", path, expect=expect, params=query)
 
     async def apply(self, document: dict[str, Any], expect: int = 200, **options: Any) -> Any:
         body = {"document": document, "commit": True, **options}
         return await self.call("POST", f"/v2/control-planes/{self.id}/apply", body, expect)
 
-    async def dump(self, **query: str) -> Any:
-        return await self.get(f"/v2/control-planes/{self.id}/document", **query)
+    async def dump(self, tags: str = "") -> Any:
+        return await self.get(f"/v2/control-planes/{self.id}/document", {"tags": tags})
 
     async def another(self, name: str) -> Client:
         """A client for a further control plane resource."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import glob
 import os
 import shutil
@@ -9,8 +11,10 @@ import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -84,24 +88,71 @@ async def _execute(url: str, statement: str) -> None:
         await engine.dispose()
 
 
+async def _migrate(url: str) -> None:
+    database = Database(url)
+    try:
+        await database.migrate()
+    finally:
+        await database.close()
+
+
+def _in_thread(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end on a loop of its own: fixtures of the session are made while a test's loop is running."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to copy: running all revisions for each test would be most of its time."""
+    path = tmp_path_factory.mktemp("migrated") / "control-plane.db"
+    _in_thread(_migrate(f"sqlite:///{path}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgresql: str) -> str:
+    """The name of a database to copy."""
+    _in_thread(_execute(f"{postgresql}/postgres", "CREATE DATABASE migrated"))
+    _in_thread(_migrate(f"{postgresql}/migrated"))
+    return "migrated"
+
+
+@contextlib.asynccontextmanager
+async def _database_of_its_own(server: str, template: str) -> AsyncIterator[str]:
+    name = f"t{uuid.uuid4().hex}"
+    await _execute(f"{server}/postgres", f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield f"{server}/{name}"
+    await _execute(f"{server}/postgres", f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """An empty database of each kind."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'control-plane.db'}"
         return
-    server = request.getfixturevalue("postgresql")
-    name = f"t{uuid.uuid4().hex}"
-    await _execute(f"{server}/postgres", f"CREATE DATABASE {name}")
-    yield f"{server}/{name}"
-    await _execute(f"{server}/postgres", f"DROP DATABASE {name} WITH (FORCE)")
+    async with _database_of_its_own(request.getfixturevalue("postgresql"), "template0") as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A database of each kind, with all tables and nothing in them."""
+    if request.param == "sqlite":
+        path = tmp_path / "control-plane.db"
+        shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
+        yield f"sqlite:///{path}"
+        return
+    template = request.getfixturevalue("migrated_postgresql")
+    async with _database_of_its_own(request.getfixturevalue("postgresql"), template) as url:
+        yield url
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A migrated database."""
     database = Database(database_url)
-    await database.migrate()
     yield database
     await database.close()
 

@@ -109,7 +109,7 @@ async def test_a_key_moves_between_consumers_and_plugins_between_scopes(client: 
 async def test_select_tags_isolate_and_a_reset_takes_only_its_own(client: Client) -> None:
     await client.call("POST", "services", {"name": "untagged", "host": "a.test"}, 201)
     await client.apply(RECIPE, select_tags=["recipe"])
-    assert len((await client.get("plugins", tags="recipe"))["data"]) == 2
+    assert len((await client.get("plugins", {"tags": "recipe"}))["data"]) == 2
     dumped = await client.dump(tags="recipe")
     assert dumped["_info"] == {"select_tags": ["recipe"]}
     assert [service["name"] for service in dumped["services"]] == ["llm"]

@@ -23,17 +23,22 @@ async def count(database: Database) -> int:
         return (await session.execute(select(func.count()).select_from(Token))).scalar_one()
 
 
-async def test_upgrading_from_empty_gives_the_tables_of_models(database: Database) -> None:
+async def test_upgrading_from_empty_gives_the_tables_of_models(empty_url: str) -> None:
     def differences(connection: Connection) -> list[Any]:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, metadata))
 
-    async with database.engine.connect() as connection:
-        assert await connection.run_sync(differences) == []
+    database = Database(empty_url)
+    try:
+        await database.migrate()
+        async with database.engine.connect() as connection:
+            assert await connection.run_sync(differences) == []
+    finally:
+        await database.close()
 
 
-async def test_migrating_twice_and_at_once_is_harmless(database_url: str) -> None:
-    replicas = [Database(database_url) for _ in range(4)]
+async def test_migrating_twice_and_at_once_is_harmless(empty_url: str) -> None:
+    replicas = [Database(empty_url) for _ in range(4)]
     try:
         await asyncio.gather(*(replica.migrate() for replica in replicas))
         assert await count(replicas[0]) == 0

@@ -235,7 +235,7 @@ async def test_deleting_a_service_is_refused_while_routes_refer_to_it_and_takes_
     await client.call("DELETE", f"routes/{route['id']}", expect=204)
     await client.call("DELETE", "services/s", expect=204)
     assert (await client.get("plugins"))["data"] == []
-    assert (await client.get("plugins", tags="t"))["data"] == []
+    assert (await client.get("plugins", {"tags": "t"}))["data"] == []
 
 
 async def test_deleting_a_consumer_takes_its_credentials_and_plugins(client: Client) -> None:
@@ -264,10 +264,10 @@ async def test_nested_paths_list_find_and_move(client: Client) -> None:
 
 async def test_pages_follow_one_another_and_survive_deletions(client: Client) -> None:
     ids = [(await client.call("POST", "services", {"host": "a.test"}, 201))["id"] for _ in range(7)]
-    first = await client.get("services", size="3")
+    first = await client.get("services", {"size": "3"})
     assert first["next"].startswith(f"/v2/control-planes/{client.id}/core-entities/services?")
     await client.call("DELETE", f"services/{first['data'][0]['id']}", expect=204)
-    second = await client.get("services", size="3", offset=first["offset"])
+    second = await client.get("services", {"size": "3", "offset": first["offset"]})
     third = await client.call("GET", second["next"])
     assert "offset" not in third
     assert third["next"] is None
@@ -290,12 +290,12 @@ async def test_pages_follow_one_another_and_survive_deletions(client: Client) ->
 async def test_wrong_list_parameters_are_refused(
     client: Client, query: dict[str, str], code: int, message: str
 ) -> None:
-    refused = await client.get("services", expect=400, **query)
+    refused = await client.get("services", query, 400)
     assert (refused["code"], refused["message"]) == (code, message)
 
 
 async def test_an_empty_offset_is_none(client: Client) -> None:
-    assert (await client.get("services", offset=""))["data"] == []
+    assert (await client.get("services", {"offset": ""}))["data"] == []
 
 
 async def test_tags_filter_all_of_them_or_any_of_them(client: Client) -> None:
@@ -303,7 +303,7 @@ async def test_tags_filter_all_of_them_or_any_of_them(client: Client) -> None:
         await client.call("POST", "services", {"name": name, "host": "a.test", "tags": tags}, 201)
 
     async def names(tags: str) -> set[str]:
-        return {entity["name"] for entity in (await client.get("services", tags=tags))["data"]}
+        return {entity["name"] for entity in (await client.get("services", {"tags": tags}))["data"]}
 
     assert await names("a") == {"x", "y"}
     assert await names("a,b") == {"x"}
@@ -317,10 +317,10 @@ async def test_lists_filter_by_name_and_custom_id(client: Client) -> None:
     for name in ("billing", "billing-2", "other"):
         await client.call("POST", "services", {"name": name, "host": "a.test"}, 201)
     await client.call("POST", "consumers", {"username": "bob", "custom_id": "7"}, 201)
-    assert len((await client.get("services", **{"filter[name][contains]": "bill"}))["data"]) == 2
-    assert len((await client.get("services", **{"filter[name][eq]": "billing"}))["data"]) == 1
-    assert [entity["username"] for entity in (await client.get("consumers", custom_id="7"))["data"]] == ["bob"]
-    assert (await client.get("consumers", custom_id="8"))["data"] == []
+    assert len((await client.get("services", {"filter[name][contains]": "bill"}))["data"]) == 2
+    assert len((await client.get("services", {"filter[name][eq]": "billing"}))["data"]) == 1
+    assert [entity["username"] for entity in (await client.get("consumers", {"custom_id": "7"}))["data"]] == ["bob"]
+    assert (await client.get("consumers", {"custom_id": "8"}))["data"] == []
 
 
 async def test_two_control_planes_hold_the_same_ids_and_names_and_delete_alone(client: Client) -> None:
@@ -332,7 +332,7 @@ async def test_two_control_planes_hold_the_same_ids_and_names_and_delete_alone(c
         await plane.call("POST", "services/s/plugins", {"name": "key-auth"}, 201)
     await client.call("DELETE", f"/v2/control-planes/{other.id}", expect=204)
     await other.get("services", expect=404)
-    assert len((await client.get("routes", tags="t"))["data"]) == 1
+    assert len((await client.get("routes", {"tags": "t"}))["data"]) == 1
 
 
 async def test_texts_that_a_database_cannot_hold_are_refused(client: Client) -> None:

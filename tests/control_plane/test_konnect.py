@@ -11,8 +11,8 @@ import pytest
 from tests.control_plane.client import Client
 
 
-async def listed(client: Client, **query: str) -> list[str]:
-    answer = await client.get("/v2/control-planes", **query)
+async def listed(client: Client, query: dict[str, str]) -> list[str]:
+    answer = await client.get("/v2/control-planes", query)
     return [entry["name"] for entry in answer["data"]]
 
 
@@ -74,25 +74,25 @@ async def test_lists_are_paged_filtered_and_sorted(client: Client) -> None:
     for number in range(4):
         body = {"name": f"team-{number}", "labels": {"n": str(number), "even": str(number % 2 == 0)}}
         await client.call("POST", "/v2/control-planes", body, 201)
-    page = await client.get("/v2/control-planes", **{"page[size]": "2", "page[number]": "2"})
+    page = await client.get("/v2/control-planes", {"page[size]": "2", "page[number]": "2"})
     assert page["meta"] == {"page": {"number": 2, "size": 2, "total": 5}}
     assert len(page["data"]) == 2
-    assert await listed(client, **{"filter[name][eq]": "team-1"}) == ["team-1"]
-    assert len(await listed(client, **{"filter[name][contains]": "team"})) == 4
-    assert "first" not in await listed(client, **{"filter[name][neq]": "first"})
-    assert await listed(client, **{"filter[id][oeq]": f"{client.id},{uuid.uuid4()}"}) == ["first"]
-    assert await listed(client, **{"filter[cloud_gateway]": "true"}) == []
-    assert await listed(client, labels="even:True,n") == ["team-0", "team-2"]
-    assert (await listed(client, sort="created_at desc"))[0] == "team-3"
-    await client.get("/v2/control-planes", expect=400, **{"page[size]": "0"})
-    await client.get("/v2/control-planes", expect=400, **{"filter[colour][eq]": "red"})
+    assert await listed(client, {"filter[name][eq]": "team-1"}) == ["team-1"]
+    assert len(await listed(client, {"filter[name][contains]": "team"})) == 4
+    assert "first" not in await listed(client, {"filter[name][neq]": "first"})
+    assert await listed(client, {"filter[id][oeq]": f"{client.id},{uuid.uuid4()}"}) == ["first"]
+    assert await listed(client, {"filter[cloud_gateway]": "true"}) == []
+    assert await listed(client, {"labels": "even:True,n"}) == ["team-0", "team-2"]
+    assert (await listed(client, {"sort": "created_at desc"}))[0] == "team-3"
+    await client.get("/v2/control-planes", {"page[size]": "0"}, 400)
+    await client.get("/v2/control-planes", {"filter[colour][eq]": "red"}, 400)
 
 
 async def test_deck_finds_a_control_plane_by_its_name(client: Client) -> None:
     answer = await client.get("/konnect-api/api/runtime_groups")
     assert answer == {"data": [{"id": client.id, "name": "first"}], "page": 1, "pageCount": 1}
     await client.another("second")
-    page = await client.get("/konnect-api/api/runtime_groups", page="2", size="1")
+    page = await client.get("/konnect-api/api/runtime_groups", {"page": "2", "size": "1"})
     assert (page["data"][0]["name"], page["page"], page["pageCount"]) == ("second", 2, 2)
 
 
