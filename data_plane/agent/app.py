@@ -296,9 +296,10 @@ class Agent:
     # Views.
 
     def _workers(self) -> tuple[WorkerView, ...]:
-        """Those that are connected, and those of ours that are not yet."""
-        connected = [WorkerView(w.index, w.pid, w.version, w.hash, w.state) for w in self._fleet.links]
-        known = {worker.pid for worker in connected}
+        """Those that are connected, and those of ours that are not yet; not those that only finish what they began."""
+        links = self._fleet.links
+        connected = [WorkerView(w.index, w.pid, w.version, w.hash, w.state) for w in links if not w.draining]
+        known = {link.pid for link in links}
         pids = self._supervisor.pids if self._supervisor is not None else {}
         starting = [WorkerView(index, pid, 0, "", "starting") for index, pid in pids.items() if pid not in known]
         return tuple(sorted([*connected, *starting], key=lambda worker: (worker.index, worker.pid)))

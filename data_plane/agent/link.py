@@ -17,7 +17,6 @@ _OPTIONS = (
     # A peer that vanished without a word (half-open TCP) is noticed by pings, and by data that nobody acknowledges.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # The pauses between attempts are ours (`Backoff`); gRPC's own must not come on top of them.
     ("grpc.initial_reconnect_backoff_ms", 200),
