@@ -41,6 +41,7 @@ class PortTaken(Exception):
 def main(arguments: list[str] | None = None) -> int:
     flags = _flags().parse_args(arguments)
     logging.basicConfig(level=flags.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         settings = _settings(flags)
     except ValueError as error:

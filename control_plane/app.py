@@ -12,7 +12,7 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from control_plane import wire
@@ -27,6 +27,7 @@ from control_plane.errors import (
     MethodNotAllowed,
     NotFound,
     StartError,
+    Unavailable,
     Unexpected,
     new_trace,
     problem,
@@ -222,5 +223,5 @@ class Edge:
         trace = new_trace()
         if not isinstance(error, ControlPlaneError):
             _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=error)
-            error = Unexpected()
+            error = Unavailable() if isinstance(error, InterfaceError | OperationalError | OSError) else Unexpected()
         await _problem_response(error, trace)(scope, receive, send)

@@ -85,7 +85,10 @@ def driver_url(url: str) -> URL:
     name = parsed.drivername.split("+")[0]
     if name not in drivers:
         raise ValueError(f"DATABASE_URL: expected sqlite:///… or postgresql://…, not {parsed.drivername}://…")
-    return parsed.set(drivername=drivers[name])
+    query = dict(parsed.query)
+    if "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")  # libpq's word, which most hosts put into the URL; asyncpg says ssl
+    return parsed.set(drivername=drivers[name], query=query)
 
 
 def _engine(url: URL, is_sqlite: bool) -> AsyncEngine:

@@ -11,7 +11,8 @@ ControlPlaneError                   answered as problem+json with `message`; one
 │   ├── SchemaFault 400 (2) · PrimaryKeyTaken 400 (3) · ForeignKeyMissing 400 (4) · StillReferenced 400 (4)
 │   ├── UniqueTaken 409 (5) · ForeignKeyUnresolved 400 (13)
 ├── DocumentRefused 400             a declarative document; every fault with its path in the document
-└── Unexpected 500                  a fault of ours; says nothing but the trace id
+├── Unexpected 500                  a fault of ours; says nothing but the trace id
+└── Unavailable 503                 the database cannot be reached
 StartError                          the process cannot start; its text is for the operator
 """
 
@@ -189,6 +190,13 @@ class DocumentRefused(ControlPlaneError):
 class Unexpected(ControlPlaneError):
     def __init__(self) -> None:
         super().__init__("An unexpected error occurred")
+
+
+class Unavailable(ControlPlaneError):
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("the database cannot be reached; try again in a moment")
 
 
 def problem(error: ControlPlaneError, trace: str | None = None) -> dict[str, Any]:

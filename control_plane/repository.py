@@ -1,4 +1,4 @@
-"""Entities in the database: read in pages, written in batches, one at a time or ten thousand.
+"""Entities in the database: read in pages, written one at a time, each write checked against all that is there.
 
 Every write locks its control plane first, so that whoever writes it is alone: what was checked stays true until the
 commit, and versions are given out in the order of commits. Constraints of the database stand behind that as a net.
@@ -10,14 +10,13 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
-import orjson
-from sqlalchemy import Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import Table, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import content
+from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import (
     ForeignKeyMissing,
     ForeignKeyUnresolved,
@@ -64,22 +63,6 @@ class Filters:
     scope: Scope | None = None
 
 
-@dataclass(slots=True)
-class Changes:
-    """Rows to write in one go. `updates` holds (before, after)."""
-
-    creates: list[Row] = field(default_factory=list)
-    updates: list[tuple[Row, Row]] = field(default_factory=list)
-    deletes: list[Row] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.creates or self.updates or self.deletes)
-
-    @property
-    def puts(self) -> list[Row]:
-        return [*self.creates, *(after for _, after in self.updates)]
-
-
 class Repository:
     """The entities of one control plane, inside one transaction."""
 
@@ -87,6 +70,7 @@ class Repository:
         self._session = session
         self._control_plane_id = control_plane_id
         self._cipher = cipher
+        self._batch = BatchWriter(session, control_plane_id, cipher)
 
     # -- reading
 
@@ -193,10 +177,14 @@ class Repository:
         if found is None:
             return False
         for child, field_name, parent in children_of(row.name):
-            if parent.on_delete == "refuse" and await self._children(child, field_name, [found.id]):
+            if parent.on_delete == "refuse" and await self._batch.children(child, field_name, [found.id]):
                 raise StillReferenced(child.name, row.name)
         await self.write(Changes(deletes=[found]))
         return True
+
+    async def write(self, changes: Changes) -> int:
+        """Write a batch that was checked. The caller holds the lock. Returns the new version."""
+        return await self._batch.write(changes)
 
     async def _put(
         self, row: EntityType, entity_id: str, body: Mapping[str, Any], before: Row | None, scope: Scope | None
@@ -251,140 +239,13 @@ class Repository:
 
     async def _check_unique(self, row: Row) -> None:
         table = ENTITY_TABLES[row.type.name]
-        values = self._values(row, 0)
+        values = self._batch.values(row, 0)
         for column, fields in unique_columns(row.type).items():
             if values[column] is None:
                 continue
             query = select(table.c.id).where(self._mine(table), table.c[column] == values[column], table.c.id != row.id)
             if (await self._session.execute(query)).first() is not None:
                 raise UniqueTaken(shown_key(row, fields))
-
-    # -- writing many
-
-    async def write(self, changes: Changes) -> int:
-        """Write a batch that was checked. The caller holds the lock. Returns the new version.
-
-        Unique values may wander between rows of the batch: those that will change are set to null first, which no
-        row's null conflicts with, so that swaps and take-overs need no order.
-        """
-        version = await self._next_version()
-        await self._park(changes)
-        for row in ENTITY_TYPES.values():
-            table = ENTITY_TABLES[row.name]
-            new = [self._values(item, version) for item in changes.creates if item.type is row]
-            if new:
-                await self._session.execute(insert(table), new)
-            changed = [self._values(after, version) for _, after in changes.updates if after.type is row]
-            if changed:
-                await self._update(table, changed)
-        await self._write_tags(changes)
-        for row in reversed(list(ENTITY_TYPES.values())):
-            await self._delete_rows(row, [item.id for item in changes.deletes if item.type is row])
-        return version
-
-    async def _next_version(self) -> int:
-        statement = (
-            update(ControlPlane)
-            .where(ControlPlane.id == self._control_plane_id)
-            .values(config_version=ControlPlane.config_version + 1)
-            .returning(ControlPlane.config_version)
-        )
-        return (await self._session.execute(statement)).scalar_one()
-
-    async def _park(self, changes: Changes) -> None:
-        if not changes.puts:
-            return
-        wandering = [before for before, after in changes.updates if _keys(before) != _keys(after)]
-        leaving = [*wandering, *changes.deletes] if len(changes.updates) + len(changes.creates) else []
-        for row, items in _by_type(leaving):
-            table = ENTITY_TABLES[row.name]
-            empty = dict.fromkeys(unique_columns(row))
-            for chunk in _chunks([item.id for item in items]):
-                await self._session.execute(update(table).where(self._mine(table), table.c.id.in_(chunk)).values(empty))
-
-    async def _update(self, table: Table, values: Sequence[dict[str, Any]]) -> None:
-        columns = [name for name in values[0] if name not in {"control_plane_id", "id", "created_at"}]
-        statement = (
-            update(table)
-            .where(table.c.control_plane_id == self._control_plane_id, table.c.id == bindparam("b_id"))
-            .values({name: bindparam(f"b_{name}") for name in columns})
-        )
-        connection = await self._session.connection()
-        await connection.execute(statement, [{f"b_{name}": row[name] for name in ("id", *columns)} for row in values])
-
-    async def _write_tags(self, changes: Changes) -> None:
-        stale = [before for before, after in changes.updates if before.tags and before.tags != after.tags]
-        await self._delete_tags(stale)
-        fresh = [*changes.creates, *(after for before, after in changes.updates if before.tags != after.tags)]
-        rows = [
-            {
-                "control_plane_id": self._control_plane_id,
-                "tag": tag,
-                "entity_type": item.type.name,
-                "entity_id": item.id,
-            }
-            for item in fresh
-            for tag in item.tags
-        ]
-        if rows:
-            await self._session.execute(insert(ENTITY_TAGS), rows)
-
-    async def _delete_tags(self, items: Iterable[Row]) -> None:
-        for row, group in _by_type(items):
-            await self._delete_tags_of(row, [item.id for item in group])
-
-    async def _delete_tags_of(self, row: EntityType, ids: Sequence[str]) -> None:
-        for chunk in _chunks(ids):
-            await self._session.execute(
-                delete(ENTITY_TAGS).where(
-                    ENTITY_TAGS.c.control_plane_id == self._control_plane_id,
-                    ENTITY_TAGS.c.entity_type == row.name,
-                    ENTITY_TAGS.c.entity_id.in_(chunk),
-                )
-            )
-
-    async def _delete_rows(self, row: EntityType, ids: Sequence[str]) -> None:
-        """The rows, their tags, and the tags of what the database deletes with them."""
-        if not ids:
-            return
-        await self._delete_tags_of(row, ids)
-        for child, field_name, parent in children_of(row.name):
-            if parent.on_delete == "cascade":
-                await self._delete_rows(child, await self._children(child, field_name, ids))
-        table = ENTITY_TABLES[row.name]
-        for chunk in _chunks(ids):
-            await self._session.execute(delete(table).where(self._mine(table), table.c.id.in_(chunk)))
-
-    async def _children(self, child: EntityType, field_name: str, ids: Sequence[str]) -> Sequence[str]:
-        table = ENTITY_TABLES[child.name]
-        found: list[str] = []
-        for chunk in _chunks(ids):
-            query = select(table.c.id).where(self._mine(table), table.c[reference_column(field_name)].in_(chunk))
-            found.extend((await self._session.execute(query)).scalars())
-        return found
-
-    def _values(self, row: Row, version: int) -> dict[str, Any]:
-        values: dict[str, Any] = {
-            "control_plane_id": self._control_plane_id,
-            "id": row.id,
-            "written": content.change_secrets(row.type, row.written, self._cipher.encrypt),
-            "revision": version,
-            "created_at": row.created_at,
-            "updated_at": row.updated_at,
-        }
-        for name in row.type.parents:
-            values[reference_column(name)] = row.reference(name)
-        for column, fields in unique_columns(row.type).items():
-            values[column] = self._unique_value(row, column, fields)
-        return values
-
-    def _unique_value(self, row: Row, column: str, fields: tuple[str, ...]) -> str | None:
-        key = row.key(fields)
-        if key is None:
-            return None
-        if len(fields) > 1:
-            return orjson.dumps(key).decode()
-        return self._cipher.digest(key[0]) if column != fields[0] else str(key[0])
 
 
 def as_id(key: str) -> str | None:
@@ -424,16 +285,3 @@ def _given_time(body: Mapping[str, Any]) -> int | None:
 
 def _columns(table: Table) -> Any:
     return select(table.c.id, table.c.written, table.c.created_at, table.c.updated_at)
-
-
-def _keys(row: Row) -> list[tuple[Any, ...] | None]:
-    return [row.key(fields) for fields in row.type.unique]
-
-
-def _by_type(items: Iterable[Row]) -> Iterable[tuple[EntityType, list[Row]]]:
-    ordered = sorted(items, key=lambda item: item.type.name)
-    return [(ENTITY_TYPES[name], list(group)) for name, group in groupby(ordered, key=lambda item: item.type.name)]
-
-
-def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane.api.exchange import Body, Plane, Writer, answer, parameters
 from control_plane.api.konnect import find
+from control_plane.batches import Changes
 from control_plane.errors import BadRequest, DocumentRefused, fault
 from control_plane.holdings import Holdings
 from control_plane.plan import Plan, make_plan
-from control_plane.repository import Changes, Repository
+from control_plane.repository import Repository
 from gateway_schema.document import Declaration, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import SchemaViolation, Violation

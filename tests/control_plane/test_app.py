@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from control_plane.auth import digest_of
 from control_plane.models import Token
@@ -150,6 +151,20 @@ async def test_a_commit_that_fails_is_a_500_not_a_201(client: Client) -> None:
     finally:
         event.remove(engine, "commit", fail)
     assert (await client.get("services"))["data"] == []
+
+
+async def test_a_database_that_is_away_is_a_503(client: Client) -> None:
+    def refuse(*_: Any) -> None:
+        raise OperationalError("SELECT 1", {}, ConnectionRefusedError("postgresql://user:password@host"))
+
+    engine = client.plane.database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", refuse)
+    try:
+        response = await client.http.get("/v2/control-planes")
+    finally:
+        event.remove(engine, "before_cursor_execute", refuse)
+    assert response.status_code == 503
+    assert "password" not in response.text
 
 
 async def test_the_openapi_document_describes_every_collection(client: Client) -> None:

@@ -86,6 +86,10 @@ def test_a_plain_url_gets_its_asynchronous_driver(url: str, driver: str) -> None
     assert driver_url(url).drivername == driver
 
 
+def test_the_word_of_libpq_for_tls_is_understood() -> None:
+    assert dict(driver_url("postgres://u@h/d?sslmode=require").query) == {"ssl": "require"}
+
+
 def test_another_kind_of_database_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="mysql"):
         driver_url("mysql://u@h/d")
