@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 import orjson
 import uvloop
@@ -48,8 +49,7 @@ class Caller(asyncio.Protocol):
         self.stopped = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self._ask()
 
     def _ask(self) -> None:
