@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
 
+_DATABASE_AWAY = (InterfaceError, OperationalError, ConnectionRefusedError)
+
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -223,5 +225,5 @@ class Edge:
         trace = new_trace()
         if not isinstance(error, ControlPlaneError):
             _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=error)
-            error = Unavailable() if isinstance(error, InterfaceError | OperationalError | OSError) else Unexpected()
+            error = Unavailable() if isinstance(error, _DATABASE_AWAY) else Unexpected()
         await _problem_response(error, trace)(scope, receive, send)

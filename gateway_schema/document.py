@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import orjson
@@ -192,14 +193,14 @@ class _Reader:
         if not all(isinstance(key, str) for key in body):
             self._fault(path, "expected a record with names as keys")
             return
-        nested = {p.nested_key: (child, name) for child, name, p in children_of(row.name) if p.nested_key}
+        nested = _nested_keys(row.name)
         children = {key: body.pop(key) for key in list(body) if key in nested}
         item = Item(row, body, path)
         self._refer(item, parent)
         if row.name == "plugins":
             self._merge_shared_config(item)
         self._fill_defaults(item)
-        self._suggest_nested(item, nested)
+        self._suggest_nested(item)
         if not isinstance(body.get("tags"), list | None):
             self._fault((*path, "tags"), "expected a set")
         body.update(row.model.expand(body))
@@ -247,13 +248,26 @@ class _Reader:
             for key, value in defaults.items():
                 item.body.setdefault(key, value)
 
-    def _suggest_nested(self, item: Item, nested: Iterable[str]) -> None:
+    def _suggest_nested(self, item: Item) -> None:
         """Unknown keys are refused with the entity's other fields, but only here are nested keys known too."""
-        fields = set(item.type.model.model_fields) | item.type.model.shorthands | set(nested)
+        fields = _file_fields(item.type.name)
         for key in list(item.body):
             if key not in fields:
                 self._fault((*item.path, key), unknown_field(key, fields))
                 item.body.pop(key)
+
+
+@cache
+def _nested_keys(name: str) -> Mapping[str, tuple[EntityType, str]]:
+    """Keys under which children of a kind stand inside it: the child's kind, and its field that refers back."""
+    return {p.nested_key: (child, field_name) for child, field_name, p in children_of(name) if p.nested_key}
+
+
+@cache
+def _file_fields(name: str) -> frozenset[str]:
+    """Every key that an entity of a kind may have in a file."""
+    model = ENTITY_TYPES[name].model
+    return frozenset(model.model_fields) | model.shorthands | frozenset(_nested_keys(name))
 
 
 def _deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
