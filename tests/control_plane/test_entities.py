@@ -340,3 +340,23 @@ async def test_texts_that_a_database_cannot_hold_are_refused(client: Client) -> 
     assert refused["fields"] == {"username": "must not contain NUL characters"}
     refused = await client.call("POST", "consumers", {"username": "é" * 2000}, 400)
     assert refused["fields"] == {"username": "length must be at most 512"}
+
+
+async def test_tags_go_with_their_entities_and_with_what_a_cascade_takes(client: Client) -> None:
+    """Else the same entity could not come back under its id."""
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+
+    async def write() -> None:
+        await client.call("PUT", f"consumers/{ids[0]}", {"username": "bob", "tags": ["t"]})
+        await client.call("PUT", f"consumers/bob/key-auth/{ids[1]}", {"key": "k", "tags": ["t"]})
+        body = {"name": "ai-prompt-decorator", "config": {"prompts": {"append": [{"content": "x"}]}}, "tags": ["t"]}
+        await client.call("PUT", f"plugins/{ids[2]}", {**body, "consumer": {"id": ids[0]}})
+
+    await write()
+    await client.call("DELETE", "consumers/bob", expect=204)
+    await write()
+    assert [len((await client.get(path, {"tags": "t"}))["data"]) for path in ("consumers", "key-auths", "plugins")] == [
+        1,
+        1,
+        1,
+    ]
