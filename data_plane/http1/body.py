@@ -127,7 +127,6 @@ class IncomingBody:
         return self if self._whole is None else _once(self._whole)
 
     async def __anext__(self) -> bytes:
-        self._taken = True
         pieces = self._pieces
         while not pieces:
             if self._error is not None:
@@ -135,6 +134,7 @@ class IncomingBody:
             if self.ended:
                 raise StopAsyncIteration
             await self._arrival()
+        self._taken = True
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._buffered = 0

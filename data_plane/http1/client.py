@@ -49,11 +49,12 @@ class Origin(NamedTuple):
 class Pool:
     """The connections to one origin: all of them, and those kept for the next request."""
 
-    __slots__ = ("_limit", "connections", "kept")
+    __slots__ = ("_limit", "connecting", "connections", "kept")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.connections: set[ClientConnection] = set()
+        self.connecting = 0
         self.kept: deque[ClientConnection] = deque()
 
     def take(self) -> ClientConnection | None:
@@ -98,11 +99,10 @@ class Client:
         body = request.body
         data = arrived(request)
         head = request_head(request, origin, body.length if data is None else len(data))
-        pool = self._pools.get(origin)
-        connection = None if pool is None else pool.take()
+        connection = self._pool(origin).take()
         while True:
             if connection is None:
-                connection = await self._connect(origin, timeouts.connect)
+                connection = await self._connect(origin, self._pool(origin), timeouts.connect)
             try:
                 response = await connection.start(request.method, head, data, body, timeouts)
                 break
@@ -139,10 +139,11 @@ class Client:
 
     # Connecting.
 
-    async def _connect(self, origin: Origin, timeout: float) -> ClientConnection:
+    async def _connect(self, origin: Origin, pool: Pool, timeout: float) -> ClientConnection:
+        pool.connecting += 1
         try:
             async with asyncio.timeout(timeout):
-                connection = await self._open(origin, timeout)
+                return await self._open(origin, pool, timeout)
         except TimeoutError:
             raise UpstreamTimeout("timeout_connect", f"no connection to {origin.authority}") from None
         except socket.gaierror as error:
@@ -153,40 +154,58 @@ class Client:
             # During the handshake a peer that hangs up shows as a reset or an abort, never as a refusal.
             cut = origin.scheme == "https" and isinstance(error, (ConnectionResetError, ConnectionAbortedError))
             raise InvalidResponse("tls" if cut else "refused", f"{origin.authority}: {error}") from None
-        return connection
+        finally:
+            pool.connecting -= 1
+            self._tidy(origin, pool)
 
-    async def _open(self, origin: Origin, timeout: float) -> ClientConnection:
+    async def _open(self, origin: Origin, pool: Pool, timeout: float) -> ClientConnection:
         """Try each address of the host in turn, none for longer than its share of the time."""
+        context = await self._context(origin)
         addresses = await _addresses(origin.host, origin.port)
         for number, address in enumerate(addresses, 1):
             try:
                 async with asyncio.timeout(timeout / len(addresses)):
-                    return await self._open_address(origin, address, timeout)
+                    return await self._open_address(origin, pool, address, context)
             except (TimeoutError, OSError) as error:
                 if number == len(addresses) or isinstance(error, ssl.SSLError):
                     raise
         raise socket.gaierror(f"{origin.host} has no address")
 
-    async def _open_address(self, origin: Origin, address: str, timeout: float) -> ClientConnection:
-        loop = asyncio.get_running_loop()
-        secure = origin.scheme == "https"
-        context = self._contexts.get(origin.verify, origin.ca) if secure else None
-        pool = self._pools.get(origin) or Pool(self._limits.max_idle_per_origin)
-        _, connection = await loop.create_connection(
+    async def _open_address(
+        self, origin: Origin, pool: Pool, address: str, context: ssl.SSLContext | None
+    ) -> ClientConnection:
+        _, connection = await asyncio.get_running_loop().create_connection(
             lambda: ClientConnection(self._limits, pool.keep, functools.partial(self._forget, origin, pool)),
             address,
             origin.port,
             ssl=context,
-            server_hostname=(origin.server_name or origin.host) if secure else None,
-            ssl_handshake_timeout=timeout if secure else None,
+            server_hostname=None if context is None else origin.server_name or origin.host,
         )
         if connection.is_usable and not self._is_closed:
-            self._pools.setdefault(origin, pool).connections.add(connection)
+            pool.connections.add(connection)
         return connection
+
+    async def _context(self, origin: Origin) -> ssl.SSLContext | None:
+        if origin.scheme != "https":
+            return None
+        try:
+            return await self._contexts.get(origin.verify, origin.ca)
+        except OSError as error:
+            raise InvalidResponse("tls", f"{origin.authority}: no usable CA bundle ({error})") from None
+
+    def _pool(self, origin: Origin) -> Pool:
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = Pool(self._limits.max_idle_per_origin)
+        return pool
 
     def _forget(self, origin: Origin, pool: Pool, connection: ClientConnection) -> None:
         pool.forget(connection)
-        if not pool.connections and self._pools.get(origin) is pool:
+        self._tidy(origin, pool)
+
+    def _tidy(self, origin: Origin, pool: Pool) -> None:
+        """Keep no pool for an origin to which there is no connection."""
+        if not pool.connections and not pool.connecting and self._pools.get(origin) is pool:
             del self._pools[origin]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +19,8 @@ Outcome = Literal["complete", "client_closed", "upstream_closed", "gateway_abort
 
 _SMALL = 32 * 1024
 """Up to here head and body are joined for one write; beyond, copying costs more than a second buffer."""
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time to linger."""
 
 
 @dataclass(slots=True)
@@ -124,7 +128,11 @@ class ResponseWriter:
 
     def _break_off(self, framing: int) -> None:
         """End an answer so that the client sees it is not whole."""
-        if framing == UNTIL_CLOSE:
-            self._transport.abort()  # A clean end would look like the end of the body.
-        else:
+        if framing != UNTIL_CLOSE:
             self._transport.close()
+            return
+        # Here a clean end would look like the end of the body, so the connection must end with a reset.
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()

@@ -59,6 +59,8 @@ class ServerConnection(asyncio.Protocol):
         self._gone: asyncio.Future[None] | None = None
         self._held_by_body = False
         self._reading = True
+        self._unread = False
+        """The client may still be sending what we shall not read."""
         self._draining = False
         self._lingering = False
         self._eof = False
@@ -114,6 +116,7 @@ class ServerConnection(asyncio.Protocol):
         try:
             reader.feed(data)
         except Refused as refusal:
+            self._unread = True
             if not refusal.in_body:
                 self._enqueue(refusal)
             return
@@ -200,6 +203,7 @@ class ServerConnection(asyncio.Protocol):
             if self._reader.body is not None:
                 self._reader.body.fail(RequestTimeout())
         elif self._reader.in_head:
+            self._unread = True
             self._enqueue(Refused(RequestTimeout()))
         else:
             self._transport.close()
@@ -306,7 +310,10 @@ class ServerConnection(asyncio.Protocol):
             await self._writer.stream(head, body, sent)
             if sent.outcome != "complete":
                 return False
-        return head.keep_alive and (incoming is None or incoming.is_complete)
+        if incoming is not None and not incoming.is_complete:
+            self._unread = True
+            return False
+        return head.keep_alive
 
     async def _refuse(self, error: GatewayError, request: Request | None) -> int:
         """Send an answer that ends the connection; returns its size."""
@@ -320,10 +327,11 @@ class ServerConnection(asyncio.Protocol):
 
     def _part(self) -> None:
         """Close; but if the client may still be sending, read on for a while, or TCP resets our answer away."""
+        unread = self._unread or bool(self._queue) or not self._reading
         self._queue.clear()
         if self._lost or self._transport.is_closing():
             return
-        if self._eof:
+        if self._eof or not unread:
             self._transport.close()
             return
         self._lingering = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 
 
@@ -12,11 +13,11 @@ class Contexts:
         self._bundle = bundle
         self._made: dict[tuple[bool, str | None], ssl.SSLContext] = {}
 
-    def get(self, verify: bool, ca: str | None) -> ssl.SSLContext:
-        """`ca` is a PEM file or PEM text that replaces the bundle. Raises OSError, ssl.SSLError."""
+    async def get(self, verify: bool, ca: str | None) -> ssl.SSLContext:
+        """`ca` is a PEM file or PEM text that replaces the bundle. Raises OSError (ssl.SSLError is one)."""
         context = self._made.get((verify, ca))
-        if context is None:
-            context = self._made[(verify, ca)] = self._make(verify, ca)
+        if context is None:  # Reading a bundle takes milliseconds, which the event loop does not have.
+            context = self._made[(verify, ca)] = await asyncio.to_thread(self._make, verify, ca)
         return context
 
     def _make(self, verify: bool, ca: str | None) -> ssl.SSLContext:
