@@ -296,12 +296,16 @@ class Agent:
     # Views.
 
     def _workers(self) -> tuple[WorkerView, ...]:
-        """Those that are connected, and those of ours that are not yet; not those that only finish what they began."""
+        """Those that are connected, and those of ours that should be; not those that only finish what they began.
+
+        A worker of ours that is yet to be spawned has pid 0: nobody may take the node for complete without it.
+        """
         links = self._fleet.links
         connected = [WorkerView(w.index, w.pid, w.version, w.hash, w.state) for w in links if not w.draining]
         known = {link.pid for link in links}
         pids = self._supervisor.pids if self._supervisor is not None else {}
-        starting = [WorkerView(index, pid, 0, "", "starting") for index, pid in pids.items() if pid not in known]
+        own = {index: pids.get(index, 0) for index in range(self._settings.workers)}
+        starting = [WorkerView(index, pid, 0, "", "starting") for index, pid in own.items() if pid not in known]
         return tuple(sorted([*connected, *starting], key=lambda worker: (worker.index, worker.pid)))
 
     def _status_message(self) -> pb.Status:

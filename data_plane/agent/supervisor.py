@@ -20,7 +20,7 @@ from data_plane.logs import facts
 
 log = logging.getLogger(__name__)
 
-STEADY = 10.0
+STEADY = 3.0
 """Seconds that a worker must have lived for its death to count as the first one."""
 FIRST_DELAY = 0.25
 LAST_DELAY = 10.0

@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.data_plane.agent.control_plane import ControlPlane
+from tests.data_plane.agent.spools import close_all
+
+
+@pytest.fixture(autouse=True)
+def _spools_are_closed() -> Iterator[None]:
+    yield
+    close_all()
 
 
 @pytest.fixture

@@ -18,13 +18,14 @@ from data_plane.agent import framing
 from data_plane.agent.fleet import Fleet, socket_path
 from data_plane.agent.framing import FrameError, Kind
 from data_plane.agent.intake import Counts, EventIntake
-from data_plane.agent.spool import Spool, SpoolError
+from data_plane.agent.spool import SpoolError
 from data_plane.agent.spool_state import Intake
 from data_plane.agent.store import Snapshot, Store
 from gateway_schema.document import hash_of
 from gateway_schema.wire import analytics_pb2 as pb
 from tests.data_plane.agent.control_plane import PATIENCE, eventually
 from tests.data_plane.agent.events import event, totals
+from tests.data_plane.agent.spools import close_all, opened
 from tests.data_plane.agent.test_spool import LIMIT, drained, ids
 from tests.data_plane.agent.workers import FakeWorker
 
@@ -40,7 +41,7 @@ class Ends:
         self.open_agent()
 
     def open_agent(self) -> None:
-        self.spool = Spool(self.folder / "spool", LIMIT)
+        self.spool = opened(self.folder / "spool", LIMIT)
         self.counts = Counts()
         self.take = EventIntake(self.spool, self.counts, lambda: None).take
         self.fleet = Fleet(self.folder / "channel.sock", self.expected, lambda intake: self.take(intake))
@@ -64,6 +65,7 @@ class Ends:
         for worker in self.workers:
             await worker.stop()
         await self.fleet.close()
+        close_all()
 
 
 @pytest.fixture
@@ -323,6 +325,19 @@ async def test_no_frame_of_a_worker_ends_the_agent(
         await ends.close()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"index": 2**40}, {"pid": -1}, {"version": "1"}, {"worker": "A" * 32}, {"worker": "a"}, {"index": True}]
+)
+async def test_a_worker_that_introduces_itself_wrongly_is_not_one(ends: Ends, wrong: dict[str, object]) -> None:
+    values = {"worker": "a" * 32, "index": 0, "pid": 1, "version": 0, "hash": "", "state": "starting", **wrong}
+    reader, writer = await asyncio.open_unix_connection(str(ends.folder / "channel.sock"))
+    writer.write(framing.encode_json(Kind.HELLO, **values))
+    async with asyncio.timeout(PATIENCE):
+        assert await reader.read() == b""
+    assert ends.fleet.links == []
+    writer.close()
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60))
 async def test_bytes_are_read_as_frames_or_refused(data: bytes) -> None:
@@ -349,13 +364,13 @@ async def test_bytes_are_read_as_frames_or_refused(data: bytes) -> None:
     ],
 )
 async def test_no_frame_of_an_agent_ends_a_worker(state_dir: Path, nonsense: bytes) -> None:
-    connections: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
+    connections: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    closing: list[asyncio.StreamWriter] = []
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.put_nowait(reader)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.put_nowait(writer)
+        closing.append(writer)
         writer.write(nonsense)
-        await reader.read()
-        writer.close()
 
     server = await asyncio.start_unix_server(accept, str(state_dir / "channel.sock"))
     worker = FakeWorker(state_dir / "channel.sock")
@@ -365,3 +380,6 @@ async def test_no_frame_of_an_agent_ends_a_worker(state_dir: Path, nonsense: byt
     assert not worker.task.done()
     await worker.stop()
     server.close()
+    for writer in closing:
+        writer.close()
+        await writer.wait_closed()

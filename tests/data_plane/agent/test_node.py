@@ -82,6 +82,8 @@ async def test_a_killed_agent_leaves_workers_serving_and_the_next_one_counts_eve
     await eventually(lambda: not is_ours(orphan), "the former worker finishes")
     await asking
     assert orphan not in await again.workers()
+    # Until its own worker runs, nobody may take the node for complete, whatever the former one runs.
+    assert "starting" in {worker.state for worker in control_plane.hellos[-1].workers}
     await ask(port, 5)
     await eventually(lambda: len(control_plane.events) >= 70, "all is counted")
     assert await again.stop() == 0

@@ -15,10 +15,11 @@ import pytest
 from data_plane.agent import report
 from data_plane.agent.link import Backoff, open_channel
 from data_plane.agent.report import WINDOW, Reporter
-from data_plane.agent.spool import Sealed, Spool
+from data_plane.agent.spool import Sealed
 from gateway_schema.wire import analytics_pb2 as pb
 from tests.data_plane.agent.control_plane import PATIENCE, ControlPlane, eventually
 from tests.data_plane.agent.events import event, intake, worker_name
+from tests.data_plane.agent.spools import opened
 from tests.data_plane.agent.test_spool import LIMIT, ids
 
 
@@ -38,7 +39,7 @@ class Sender:
         self.open()
 
     def open(self) -> None:
-        self.spool = Spool(self._folder / "spool", LIMIT)
+        self.spool = opened(self._folder / "spool", LIMIT)
         self.channel: Any = open_channel(self._settings)
         self.reporter = Reporter(self.channel, "node", self.spool)
         self.task = asyncio.create_task(self.reporter.run())
@@ -174,7 +175,6 @@ async def test_a_control_plane_can_ask_for_a_pause(control_plane: ControlPlane, 
     flight = report._Flight(sender.spool, _Call())
     flight.acknowledged(1, 0.01)
     started = time.monotonic()
-    sender.spool.close()
     await flight.send(Sealed(2, pb.Batch(sequence=2).SerializeToString()))
     pauses.append(time.monotonic() - started)
     assert pauses[0] >= 0.01

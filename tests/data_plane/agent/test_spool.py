@@ -16,6 +16,7 @@ from data_plane.agent.spool import Spool, SpoolError
 from data_plane.agent.spool_files import SegmentRow
 from gateway_schema.wire import analytics_pb2 as pb
 from tests.data_plane.agent.events import event, intake, totals, worker_name
+from tests.data_plane.agent.spools import close_all, opened
 
 LIMIT = 64 * 1024 * 1024
 
@@ -51,7 +52,7 @@ def fill(spool: Spool, count: int, *, per_batch: int = 10, padding: int = 0, fir
 
 
 def test_sequences_count_from_one_without_holes_and_carry_what_came_in(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 150)
     batches = drained(spool)
     assert [batch.sequence for batch in batches] == [1, 2, 3]
@@ -60,29 +61,28 @@ def test_sequences_count_from_one_without_holes_and_carry_what_came_in(tmp_path:
 
 
 def test_a_batch_is_bounded_in_bytes(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 100, padding=1000)
     assert all(batch.ByteSize() < 300_000 for batch in drained(spool))
 
 
 def test_a_batch_that_a_worker_sends_again_counts_once(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     first = intake(worker_name(1), 1, [event(1)])
     assert spool.take_in(first)
     assert not spool.take_in(first)
-    spool.close()
-    reopened = Spool(tmp_path, LIMIT)
+    reopened = opened(tmp_path, LIMIT)
     assert not reopened.take_in(first)
     assert reopened.take_in(intake(worker_name(2), 1, [event(2)]))
     assert ids(drained(reopened)) == {1: 1, 2: 1}
 
 
 def test_a_sealed_batch_is_the_same_after_a_restart(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 3)
     sealed = spool.seal()
     fill(spool, 3, first=4)
-    reopened = Spool(tmp_path, LIMIT)
+    reopened = opened(tmp_path, LIMIT)
     assert reopened.epoch == spool.epoch
     assert reopened.unacknowledged() == [sealed]
     following = reopened.seal()
@@ -92,7 +92,7 @@ def test_a_sealed_batch_is_the_same_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_acknowledged_segments_are_removed(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, 1024 * 1024)
+    spool = opened(tmp_path, 1024 * 1024)
     fill(spool, 60, padding=500)
     before = spool.size
     while (sealed := spool.seal()) is not None:
@@ -103,7 +103,7 @@ def test_acknowledged_segments_are_removed(tmp_path: Path) -> None:
 
 
 def test_an_acknowledgement_that_repeats_an_older_one_changes_nothing(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 100)
     spool.seal()
     second = spool.seal()
@@ -113,7 +113,7 @@ def test_an_acknowledgement_that_repeats_an_older_one_changes_nothing(tmp_path: 
 
 
 def test_the_control_plane_s_word_at_hello_counts_as_acknowledgement(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 100)
     spool.seal()
     second = spool.seal()
@@ -124,7 +124,7 @@ def test_the_control_plane_s_word_at_hello_counts_as_acknowledgement(tmp_path: P
 
 
 def test_a_control_plane_that_forgot_gets_a_new_epoch_with_all_that_is_left(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 150)
     for _ in range(3):
         spool.seal()
@@ -132,7 +132,7 @@ def test_a_control_plane_that_forgot_gets_a_new_epoch_with_all_that_is_left(tmp_
     epoch = spool.epoch
     spool.resume(0)
     assert spool.epoch != epoch
-    reopened = Spool(tmp_path, LIMIT)
+    reopened = opened(tmp_path, LIMIT)
     assert reopened.epoch == spool.epoch
     (batch,) = drained(reopened)
     assert batch.sequence == 1
@@ -140,19 +140,19 @@ def test_a_control_plane_that_forgot_gets_a_new_epoch_with_all_that_is_left(tmp_
 
 
 def test_numbers_that_were_used_before_a_loss_of_power_are_not_used_again(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 1)
     spool.resume(7)
-    (batch,) = drained(Spool(tmp_path, LIMIT))
+    (batch,) = drained(opened(tmp_path, LIMIT))
     assert batch.sequence == 8
     assert spool.last_sequence == 7
 
 
 def test_dropped_events_of_workers_add_up_and_travel_with_batches(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     spool.take_in(intake(worker_name(1), 1, [event(1)], dropped=3))
     spool.take_in(intake(worker_name(2), 1, [event(2)], dropped=4))
-    reopened = Spool(tmp_path, LIMIT)
+    reopened = opened(tmp_path, LIMIT)
     assert reopened.dropped == 7
     assert [batch.dropped_events for batch in drained(reopened)] == [7]
 
@@ -162,7 +162,7 @@ def test_dropped_events_of_workers_add_up_and_travel_with_batches(tmp_path: Path
 
 def test_a_full_spool_folds_what_was_never_sent_and_counts_stay_exact(tmp_path: Path) -> None:
     limit = 512 * 1024
-    spool, unlimited = Spool(tmp_path / "a", limit), Spool(tmp_path / "b", LIMIT)
+    spool, unlimited = opened(tmp_path / "a", limit), opened(tmp_path / "b", LIMIT)
     sent = spool.seal()
     for target in (spool, unlimited):
         fill(target, 10)
@@ -181,17 +181,17 @@ def test_a_full_spool_folds_what_was_never_sent_and_counts_stay_exact(tmp_path: 
 
 def test_folding_survives_reopening_at_any_time(tmp_path: Path) -> None:
     limit = 256 * 1024
-    spool = Spool(tmp_path / "a", limit)
-    unlimited = Spool(tmp_path / "b", LIMIT)
+    spool = opened(tmp_path / "a", limit)
+    unlimited = opened(tmp_path / "b", LIMIT)
     for first in range(1, 400, 20):
         for target in (spool, unlimited):
             fill(target, 20, padding=300, first=first, minutes=50)
-        spool = Spool(tmp_path / "a", limit)
+        spool = opened(tmp_path / "a", limit)
     assert totals(drained(spool)) == totals(drained(unlimited))
 
 
 def test_what_cannot_be_folded_any_further_is_dropped_and_counted(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, 64 * 1024)
+    spool = opened(tmp_path, 64 * 1024)
     generator = random.Random(1)
     for number in range(1, 1200):
         each = event(number, minute=number * 61)
@@ -209,7 +209,7 @@ def test_a_crash_between_merging_segments_and_removing_them_doubles_nothing(
 ) -> None:
     """Each moment at which a rewritten segment has just taken its place is a crash, tried on a copy."""
     folder, limit = tmp_path / "spool", 64 * 1024
-    spool = Spool(folder, limit)
+    spool = opened(folder, limit)
     crashes: list[Path] = []
     real = __import__("os").replace
 
@@ -226,12 +226,11 @@ def test_a_crash_between_merging_segments_and_removing_them_doubles_nothing(
         spool.take_in(intake(worker_name(1), number, some))
         merges += len(list(folder.glob("*.log"))) < before
         for crashed in crashes:
-            reopened = Spool(crashed, LIMIT)
+            reopened = opened(crashed, LIMIT)
             batches = drained(reopened)
             delivered = sum(len(b.events) + sum(d.requests for d in b.deltas) for b in batches)
             assert delivered == 4 * number
             assert reopened.dropped == 0
-            reopened.close()
             shutil.rmtree(crashed)
         crashes.clear()
     assert merges
@@ -240,17 +239,16 @@ def test_a_crash_between_merging_segments_and_removing_them_doubles_nothing(
 def test_a_folded_segment_that_is_the_last_one_left_still_knows_everything(tmp_path: Path) -> None:
     """A loss of power may take the segments behind it; who sends them again is told apart from who need not."""
     folder, limit = tmp_path / "spool", 256 * 1024
-    spool, whole = Spool(folder, limit), Spool(tmp_path / "whole", LIMIT)
+    spool, whole = opened(folder, limit), opened(tmp_path / "whole", LIMIT)
     fill(spool, 1)
     sealed = spool.seal()
     fill(spool, 200, padding=300, first=2)
-    spool.close()
     row = SegmentRow(folder)
     row.load()
     folded = max(number for number, level in row.levels.items() if level)
     for number in [number for number in row.sizes if number > folded]:
         row.remove(number)
-    reopened = Spool(folder, LIMIT)
+    reopened = opened(folder, LIMIT)
     assert reopened.unacknowledged() == [sealed]
     for target in (reopened, whole):
         fill(target, 201)
@@ -272,7 +270,7 @@ def restored(origin: Path, copy: Path, cut_at: int) -> Path:
 
 def test_a_crash_at_any_byte_loses_nothing_that_was_written_and_doubles_nothing(tmp_path: Path) -> None:
     origin = tmp_path / "origin"
-    spool = Spool(origin, LIMIT)
+    spool = opened(origin, LIMIT)
     active = path_of(origin, numbers_in(origin)[-1])
     acknowledged_at: list[tuple[int, int]] = []
     for number in range(1, 7):
@@ -280,13 +278,12 @@ def test_a_crash_at_any_byte_loses_nothing_that_was_written_and_doubles_nothing(
         acknowledged_at.append((active.stat().st_size, number))
     size = active.stat().st_size
     for cut in range(size + 1):
-        recovered = Spool(restored(origin, tmp_path / "copy", cut), LIMIT)
+        recovered = opened(restored(origin, tmp_path / "copy", cut), LIMIT)
         promised = max((number for end, number in acknowledged_at if end <= cut), default=0)
         # The worker sends again whatever was not acknowledged to it.
         for number in range(promised + 1, 7):
             recovered.take_in(intake(worker_name(1), number, [event(number)]))
         assert ids(drained(recovered)) == dict.fromkeys(range(1, 7), 1), cut
-        recovered.close()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -294,13 +291,13 @@ def test_a_crash_at_any_byte_loses_nothing_that_was_written_and_doubles_nothing(
 def test_garbage_over_the_end_is_cut_off(tmp_path: Path, garbage: bytes, where: float) -> None:
     folder = tmp_path / "spool"
     shutil.rmtree(folder, ignore_errors=True)
-    spool = Spool(folder, LIMIT)
+    spool = opened(folder, LIMIT)
     fill(spool, 5)
     path = path_of(folder, numbers_in(folder)[-1])
     whole = path.read_bytes()
     at = int(where * len(whole))
     path.write_bytes(whole[:at] + garbage)
-    recovered = Spool(folder, LIMIT)
+    recovered = opened(folder, LIMIT)
     counted = ids(drained(recovered))
     assert set(counted.values()) <= {1}
     assert set(counted) <= {n * 1000 + k for n in range(1, 6) for k in range(10)}
@@ -308,7 +305,7 @@ def test_garbage_over_the_end_is_cut_off(tmp_path: Path, garbage: bytes, where: 
 
 
 def test_damage_in_the_middle_is_counted_as_dropped_to_the_event(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, 1024 * 1024)
+    spool = opened(tmp_path, 1024 * 1024)
     fill(spool, 60, padding=500)
     numbers = numbers_in(tmp_path)
     assert len(numbers) > 3
@@ -316,7 +313,7 @@ def test_damage_in_the_middle_is_counted_as_dropped_to_the_event(tmp_path: Path)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 0xFF
     victim.write_bytes(bytes(data))
-    batches = drained(Spool(tmp_path, 1024 * 1024))
+    batches = drained(opened(tmp_path, 1024 * 1024))
     assert 0 < batches[-1].dropped_events < 600
     assert sum(len(batch.events) for batch in batches) + batches[-1].dropped_events == 600
 
@@ -325,14 +322,14 @@ def test_a_folder_of_nonsense_is_an_empty_spool(tmp_path: Path) -> None:
     (tmp_path / "000000000003.log").write_bytes(b"nonsense" * 100)
     (tmp_path / "fold.tmp").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("hello")
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     assert spool.seal() is None
     fill(spool, 1)
     assert len(ids(drained(spool))) == 10
 
 
 def test_a_full_disk_refuses_and_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = Spool(tmp_path, LIMIT)
+    spool = opened(tmp_path, LIMIT)
     fill(spool, 2)
     real = __import__("os").pwrite
 
@@ -346,7 +343,7 @@ def test_a_full_disk_refuses_and_leaves_no_half_record(tmp_path: Path, monkeypat
         with pytest.raises(SpoolError, match="No space left"):
             fill(spool, 1, first=3)
     fill(spool, 1, first=3)
-    assert len(ids(drained(Spool(tmp_path, LIMIT)))) == 30
+    assert len(ids(drained(opened(tmp_path, LIMIT)))) == 30
 
 
 class SpoolLife(RuleBasedStateMachine):
@@ -358,7 +355,7 @@ class SpoolLife(RuleBasedStateMachine):
 
         self.folder = Path(tempfile.mkdtemp(prefix="spool-"))
         self.limit = limit
-        self.spool = Spool(self.folder, limit)
+        self.spool = opened(self.folder, limit)
         self.numbers: dict[int, int] = {}
         self.reported = Counter[str]()
         self.stored: dict[int, pb.Batch] = {}
@@ -396,7 +393,7 @@ class SpoolLife(RuleBasedStateMachine):
 
     @rule(known=st.booleans())
     def kill(self, known: bool) -> None:
-        self.spool = Spool(self.folder, self.limit)
+        self.spool = opened(self.folder, self.limit)
         if known:
             self.spool.resume(max(self.stored, default=0))
 
@@ -415,6 +412,7 @@ class SpoolLife(RuleBasedStateMachine):
         assert self.spool.dropped == 0
         assert totals(self.stored.values()) == self.reported
         shutil.rmtree(self.folder)
+        close_all()
 
 
 TestSpoolLife = SpoolLife.TestCase
