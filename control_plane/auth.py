@@ -46,6 +46,10 @@ class Principal:
     name: str
     scopes: frozenset[str]
     created_at: int
+    control_plane_id: str | None = None
+    """The only control plane that it may touch; None: all of them."""
+    address: str = ""
+    """Where the request came from."""
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes

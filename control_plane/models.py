@@ -79,8 +79,16 @@ class Token(Base):
     name: Mapped[str] = mapped_column(String(256))
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     """SHA-256 in hex. No salt: tokens are 256 random bits, and look-up is by digest."""
+    kind: Mapped[str] = mapped_column(String(16), default="personal")
+    """`personal` or `system-account`."""
     scopes: Mapped[list[Any]]
+    control_plane_id: Mapped[str | None] = mapped_column(
+        Id, ForeignKey("control_planes.id", ondelete="CASCADE"), default=None
+    )
+    """The one control plane that the token is limited to; it goes with it."""
     expires_at: Mapped[int | None]
+    created_by: Mapped[str] = mapped_column(String(256), default="")
+    """Name of the token that made this one; empty for one that a start made."""
     created_at: Mapped[int]
 
 
@@ -329,3 +337,24 @@ ENTITY_NAMES = Table(
     Column("name", Text, nullable=False),
 )
 """Last known names of what analytics rows refer to: they outlive the entities."""
+
+# -- tokens and audit
+#
+# The audit log has no foreign keys: it outlives what it tells of. What does not apply is the empty string.
+
+AUDIT_LOG = Table(
+    "audit_log",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at_us", BigInteger, nullable=False),
+    *(Column(name, String(256), nullable=False) for name in ("principal_id", "principal_name", "client_address")),
+    Column("action", String(32), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("control_plane_id", String(36), nullable=False),
+    *(Column(name, String(64), nullable=False) for name in ("entity_type", "entity_id")),
+    Column("entity_name", Text, nullable=False),
+    Column("details", JSON, nullable=False),
+    Index(None, "control_plane_id", "id"),
+    Index(None, "at_us"),
+)
+"""One row per change: who, when, what, from where. Written in the transaction of the change. Never secrets."""
