@@ -358,3 +358,48 @@ AUDIT_LOG = Table(
     Index(None, "at_us"),
 )
 """One row per change: who, when, what, from where. Written in the transaction of the change. Never secrets."""
+
+# -- ownership, history, saved plans
+#
+# Owner rows go with their entity (`batches.py`): a foreign key cannot say so, for an entity's table depends on its kind.
+
+ENTITY_OWNERS = Table(
+    "entity_owners",
+    metadata,
+    Column("control_plane_id", Id, ForeignKey("control_planes.id", ondelete="CASCADE"), primary_key=True),
+    Column("entity_type", String(64), primary_key=True),
+    Column("entity_id", Id, primary_key=True),
+    Column("owner", Text, nullable=False),
+)
+"""The select tags that an entity was last written under: a JSON list, sorted. What was written without has no row."""
+
+SNAPSHOTS = Table(
+    "snapshots",
+    metadata,
+    Column("control_plane_id", Id, ForeignKey("control_planes.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", String(32), nullable=False),
+    Column("author", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("summary", JSON, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index(None, "created_ms"),
+)
+"""What a control plane held at a version: rows as they were written with their owners, compressed, encrypted."""
+
+SAVED_PLANS = Table(
+    "saved_plans",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("control_plane_id", Id, ForeignKey("control_planes.id", ondelete="CASCADE"), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("author", String(256), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("applied_version", BigInteger, nullable=True),
+    Column("payload", LargeBinary, nullable=False),
+    Index(None, "control_plane_id"),
+    Index(None, "expires_ms"),
+)
+"""Plans to be applied later, to the version they were made against and to no other; encrypted."""
