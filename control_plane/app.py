@@ -16,7 +16,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from control_plane import wire
-from control_plane.api import analytics, apply, entities, konnect, nodes
+from control_plane.api import admin, admin_errors, analytics, apply, entities, konnect, nodes, schemas
 from control_plane.auth import ensure_admin
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
@@ -37,6 +37,7 @@ from control_plane.pins import Pins
 from control_plane.secrets import Cipher, open_cipher, read_keys
 from control_plane.settings import MAX_BODY_BYTES, VERSION, Settings
 from control_plane.snapshot import Snapshot, build
+from control_plane.throttle import Throttle
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class ControlPlane:
         self.database = Database(settings.database_url)
         self.snapshots = SnapshotCache(self._load_snapshot)
         self.pins = Pins(self.database)
+        self.throttle = Throttle()
         self.cipher: Cipher
         self.holdings: HoldingsCache
         self.wire: wire.Wire | None = None
@@ -128,6 +130,7 @@ def create_app(plane: ControlPlane) -> FastAPI:
     bearer = [Depends(HTTPBearer(auto_error=False, description="A token of this control plane (kpat_…)"))]
     for router in _routers():
         app.include_router(router, dependencies=bearer)
+    app.router.routes.append(admin.route())
     app.add_api_route("/health", _health, tags=["health"])
     app.add_exception_handler(ControlPlaneError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -137,7 +140,7 @@ def create_app(plane: ControlPlane) -> FastAPI:
 
 
 def _routers() -> list[APIRouter]:
-    return [konnect.router, entities.router(), apply.router, nodes.router, analytics.router]
+    return [konnect.router, entities.router(), schemas.router, apply.router, nodes.router, analytics.router]
 
 
 async def _health() -> dict[str, str]:
@@ -173,7 +176,7 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
 
 
 def _problem_response(error: ControlPlaneError, trace: str | None = None) -> Response:
-    return Response(orjson.dumps(problem(error, trace), default=str), error.status, media_type=PROBLEM)
+    return Response(orjson.dumps(problem(error, trace), default=str), error.status, error.headers, PROBLEM)
 
 
 class Edge:
@@ -226,4 +229,6 @@ class Edge:
         if not isinstance(error, ControlPlaneError):
             _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=error)
             error = Unavailable() if isinstance(error, _DATABASE_AWAY) else Unexpected()
-        await _problem_response(error, trace)(scope, receive, send)
+        on_admin = scope["path"].startswith(admin.PREFIX)
+        response = admin_errors.error_response(error) if on_admin else _problem_response(error, trace)
+        await response(scope, receive, send)

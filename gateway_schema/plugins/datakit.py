@@ -19,6 +19,7 @@ from pydantic import (
     PrivateAttr,
     Tag,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -265,6 +266,12 @@ class DatakitConfig(PluginConfig):
         """The compiled node list, made when this configuration was validated."""
         assert self._plan is not None
         return self._plan
+
+    @field_serializer("nodes")
+    def _as_written(self, nodes: list[Node]) -> list[dict[str, Any]]:
+        """Without defaults: a schema in Kong's dialect cannot say which kind of node they belong to, so clients that
+        fill and compare would see a difference in every node."""
+        return [node.model_dump(mode="json", by_alias=True, exclude_unset=True) for node in nodes]
 
     @model_validator(mode="wrap")
     @classmethod

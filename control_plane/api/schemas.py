@@ -1,0 +1,39 @@
+"""The schema documents below `core-entities`, and the check of an entity that is not written.
+
+The documents are the same on both faces; `control_plane.schemas` makes them. decK cannot go on without the plugins'
+and the four JSON ones.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from control_plane import schemas
+from control_plane.api.entities import PREFIX
+from control_plane.api.exchange import Body, Reader, answer
+
+router = APIRouter(prefix=PREFIX, tags=["schemas"])
+
+
+@router.get("/schemas/plugins/{name}")
+async def get_plugin_schema(control_plane_id: str, name: str, _: Reader) -> Response:
+    """A plugin's fields and defaults, in Kong's dialect."""
+    return answer(schemas.plugin_schema(name))
+
+
+@router.get("/schemas/{entity}")
+async def get_entity_schema(control_plane_id: str, entity: str, _: Reader) -> Response:
+    """An entity's fields and defaults, in Kong's dialect: `services`, `keyauth_credentials`."""
+    return answer(schemas.entity_schema(entity))
+
+
+@router.get("/v1/schemas/json/{entity}")
+async def get_json_schema(control_plane_id: str, entity: str, _: Reader) -> Response:
+    """An entity's JSON Schema: `service`, `key-set`."""
+    return answer(schemas.json_schema(entity))
+
+
+@router.post("/schemas/{entity}/validate")
+async def validate_entity(control_plane_id: str, entity: str, body: Body, _: Reader) -> Response:
+    """Check an entity's fields without writing it; neither references nor unique names are looked up."""
+    return answer(schemas.validate(entity, body))
