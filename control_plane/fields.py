@@ -27,7 +27,7 @@ _BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
 class Value:
     """What a value may be."""
 
-    type: Kind = "any"
+    kind: Kind = "any"
     nullable: bool = False
     choices: tuple[Any, ...] = ()
     bounds: dict[str, Any] = field(default_factory=dict)
@@ -76,8 +76,8 @@ def _value(annotation: Any, info: FieldInfo | None = None) -> Value:
     value = Value()
     for member in _members(annotation, value):
         _describe(member, value)
-    if len(value.records) > 1 and value.type == "record":
-        value.type = "any"
+    if len(value.records) > 1 and value.kind == "record":
+        value.kind = "any"
     if info is not None:
         _limit(value, [info])
     return value
@@ -113,18 +113,18 @@ def _limit(value: Value, metadata: Any) -> None:
 def _describe(member: Any, value: Value) -> None:
     origin = get_origin(member)
     if member in _SCALARS:
-        value.type = _SCALARS[member]
+        value.kind = _SCALARS[member]
     elif origin is Literal:
         value.choices += get_args(member)
-        value.type = _SCALARS[type(value.choices[0])]
+        value.kind = _SCALARS[type(value.choices[0])]
     elif origin in (list, tuple, set, frozenset):
-        value.type = "array"
+        value.kind = "array"
         value.element = _value(get_args(member)[0])
     elif origin is dict:
-        value.type = "map"
+        value.kind = "map"
         value.element = _value(get_args(member)[1])
     elif isinstance(member, type) and issubclass(member, Reference):
-        value.type = "foreign"
+        value.kind = "foreign"
     elif isinstance(member, type) and issubclass(member, BaseModel):
-        value.type = "record"
+        value.kind = "record"
         value.records += (member,)

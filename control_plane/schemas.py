@@ -115,7 +115,7 @@ def _lua_field(item: Field, row: EntityType | None) -> dict[str, Any]:
         shown["description"] = item.description
     if row is not None:
         _mark_entity_field(item, row, shown)
-    if item.value.type != "record" or item.value.nullable:
+    if item.value.kind != "record" or item.value.nullable:
         if item.default is not None:
             shown["default"] = item.default
     elif not item.required and item.default != own_defaults(*item.value.records):
@@ -136,13 +136,13 @@ def _mark_entity_field(item: Field, row: EntityType, shown: dict[str, Any]) -> N
 
 
 def _lua_value(value: Value) -> dict[str, Any]:
-    if value.type == "any":
+    if value.kind == "any":
         return {**_FREE, "fields": _lua_fields(*value.records)} if value.records else dict(_FREE)
-    shown: dict[str, Any] = {"type": value.type}
+    shown: dict[str, Any] = {"type": value.kind}
     if value.element is not None:
         element = _lua_value(value.element)
-        shown.update({"keys": {"type": "string"}, "values": element} if value.type == "map" else {"elements": element})
-    if value.type == "record":
+        shown.update({"keys": {"type": "string"}, "values": element} if value.kind == "map" else {"elements": element})
+    if value.kind == "record":
         shown["fields"] = _lua_fields(*value.records)
     if value.choices:
         shown["one_of"] = list(value.choices)
@@ -189,18 +189,18 @@ def _json_field(item: Field) -> dict[str, Any]:
 
 
 def _json_value(value: Value) -> dict[str, Any]:
-    if value.type == "any":
+    if value.kind == "any":
         return {}
-    if value.type == "record":
+    if value.kind == "record":
         return _json_record(value.records)
-    if value.type == "foreign":
+    if value.kind == "foreign":
         return {"type": "object", "properties": {"id": {"type": "string"}}, "additionalProperties": False}
     if value.element is not None:
         element = _json_value(value.element)
-        if value.type == "map":
+        if value.kind == "map":
             return {"type": "object", "additionalProperties": element}
         return {"type": "array", "items": element, **_json_bounds(value.bounds, "Items")}
-    shown: dict[str, Any] = {"type": value.type, **_json_bounds(value.bounds, "Length"), **value.marks}
+    shown: dict[str, Any] = {"type": value.kind, **_json_bounds(value.bounds, "Length"), **value.marks}
     if value.choices:
         shown["enum"] = list(value.choices)
     return shown

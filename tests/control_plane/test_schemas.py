@@ -109,7 +109,7 @@ MODELS = sorted(
 def test_a_record_that_is_left_out_holds_what_an_empty_one_would(model: type[BaseModel]) -> None:
     """Kong's dialect has the defaults of a record's members only; a default of the whole would have to agree."""
     for item in fields_of(model):
-        if item.value.type == "record" and isinstance(item.default, dict) and not item.value.nullable:
+        if item.value.kind == "record" and isinstance(item.default, dict) and not item.value.nullable:
             assert item.default == {inner.name: inner.default for inner in fields_of(*item.value.records)}
 
 
