@@ -1,6 +1,11 @@
 """Who calls the API: bearer tokens, kept as digests, with scopes.
 
-`read` sees everything but secrets; `write` sees and changes all of it; `admin` also makes and revokes tokens.
+`read` sees everything but secrets. `write` also changes what a control plane holds. `reveal` also sees secrets in
+clear: decK needs it, as it compares them with its files, so personal tokens have it unless told otherwise. `admin` also
+makes and revokes tokens and control planes and reads the audit log; it implies neither `write` nor `reveal`.
+
+A token may be limited to one control plane. `require` refuses it on every path that names another one or none; paths
+that narrow their answers to the caller's control plane say so (`narrows`).
 """
 
 from __future__ import annotations
@@ -13,29 +18,39 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fastapi import Request
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.errors import Forbidden, Unauthorized
+from control_plane import audit
+from control_plane.errors import Forbidden, TooManyRequests, Unauthorized
 from control_plane.models import Token
 from control_plane.settings import Settings
 
+if TYPE_CHECKING:
+    from control_plane.app import ControlPlane
+
 _log = logging.getLogger(__name__)
 
-Scope = Literal["read", "write", "admin"]
+Scope = Literal["read", "write", "reveal", "admin"]
+Kind = Literal["personal", "system-account"]
 
-_IMPLIED: dict[str, frozenset[str]] = {
-    "read": frozenset({"read"}),
-    "write": frozenset({"read", "write"}),
-    "admin": frozenset({"read", "write", "admin"}),
+SCOPES: tuple[Scope, ...] = ("read", "write", "reveal", "admin")
+PREFIXES: dict[Kind, str] = {"personal": "kpat_", "system-account": "spat_"}
+DEFAULT_SCOPES: dict[Kind, tuple[Scope, ...]] = {
+    "personal": ("read", "write", "reveal"),
+    "system-account": ("read", "write"),
 }
-_BOOTSTRAP = "TANDEM_ADMIN_TOKEN"
+"""What a token may do when nobody says otherwise."""
+BOOTSTRAP = "TANDEM_ADMIN_TOKEN"
+"""Name of the token that the variable of this name holds."""
+_WEAK_LENGTH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +69,92 @@ class Principal:
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes
 
+    def sees(self, control_plane_id: str) -> bool:
+        return self.control_plane_id in (None, control_plane_id)
 
-def require(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency: the caller, who has this scope. Raises Unauthorized or Forbidden."""
+
+def require(scope: Scope, *, narrows: bool = False) -> Callable[[Request], Awaitable[Principal]]:
+    """A dependency: the caller, who has this scope here. `narrows`: the handler looks at the caller's limit itself.
+
+    Raises Unauthorized, TooManyRequests or Forbidden.
+    """
 
     async def authenticate(request: Request) -> Principal:
         principal = await _principal(request)
-        if not principal.may(scope):
-            raise Forbidden(f"this token lacks the scope '{scope}'")
+        lack = _lack(principal, scope, request, narrows)
+        if lack is not None:
+            await _tell_denied(request, principal, lack)
+            raise lack
         return principal
 
     return authenticate
 
 
+def _lack(principal: Principal, scope: Scope, request: Request, narrows: bool) -> Forbidden | None:
+    if not principal.may(scope):
+        held = ", ".join(sorted(principal.scopes)) or "none"
+        return Forbidden(f"this token lacks the scope '{scope}' (it has: {held})", missing_scope=scope)
+    limit = principal.control_plane_id
+    if limit is None or narrows or request.path_params.get("control_plane_id", "").lower() == limit:
+        return None
+    return beyond(limit)
+
+
+def beyond(limit: str) -> Forbidden:
+    """What a token that is limited to one control plane hears elsewhere."""
+    return Forbidden(f"this token is limited to control plane {limit}", limited_to=limit)
+
+
 async def _principal(request: Request) -> Principal:
     """Clients with a user name in their address send a Basic header first: every Authorization value is looked at."""
     tokens = [token for value in request.headers.getlist("authorization") if (token := _bearer(value))]
+    tokens += request.headers.getlist("kong-admin-token")  # what clients of Kong's Admin API send
     if not tokens:
         raise Unauthorized
-    async with request.app.state.plane.database.reading() as session:
+    address = address_of(request)
+    expired: Token | None = None
+    async with _plane(request).database.reading() as session:
         for token in tokens:
-            if (principal := await identify(session, token)) is not None:
-                return principal
-    raise Unauthorized
+            found = await find_token(session, token)
+            if found is not None and not has_expired(found):
+                return _principal_of(found, address)
+            expired = expired or found
+    raise await _refusal(request, address, digest_of(tokens[0]), expired)
+
+
+async def _refusal(
+    request: Request, address: str, digest: str, expired: Token | None
+) -> Unauthorized | TooManyRequests:
+    plane = _plane(request)
+    wait = plane.throttle.refused(address, digest)
+    outcome = "throttled" if wait else "refused"
+    if plane.throttle.tells(f"{outcome} {address}"):
+        details = {"reason": "expired" if expired else "unknown token", "path": request.url.path[:256]}
+        about = ("token", expired.id, expired.name) if expired else ("token", "", "")
+        stranger = Principal("", "", frozenset(), 0, address=address)
+        async with plane.database.writing() as session:
+            await audit.record(session, stranger, "login", *about, details=details, outcome=outcome)
+    if wait:
+        return TooManyRequests(wait)
+    return Unauthorized(f"this token expired at {_moment(expired.expires_at)}") if expired else Unauthorized()
+
+
+async def _tell_denied(request: Request, principal: Principal, lack: Forbidden) -> None:
+    plane = _plane(request)
+    if plane.throttle.tells(f"denied {principal.id} {request.method}"):
+        details = {"reason": lack.message, "method": request.method, "path": request.url.path[:256]}
+        async with plane.database.writing() as session:
+            await audit.record(session, principal, "access", details=details, outcome="denied")
+
+
+def _plane(request: Request) -> ControlPlane:
+    plane: ControlPlane = request.app.state.plane
+    return plane
+
+
+def address_of(request: Request) -> str:
+    """The client's address; behind a proxy on this machine the one that it names in X-Forwarded-For."""
+    return request.client.host if request.client is not None else ""
 
 
 def _bearer(value: str) -> str | None:
@@ -84,29 +162,42 @@ def _bearer(value: str) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-async def identify(session: AsyncSession, token: str) -> Principal | None:
-    """The principal of a token; None for one that is unknown or expired.
+async def find_token(session: AsyncSession, token: str) -> Token | None:
+    """The row of a token, be it expired; None for one that is unknown.
 
     The look-up goes by digest, so its time says nothing about the token; the digests are compared in constant time
     all the same.
     """
     digest = digest_of(token)
     found = (await session.execute(select(Token).where(Token.digest == digest))).scalar_one_or_none()
-    if found is None or not hmac.compare_digest(found.digest, digest):
-        return None
-    if found.expires_at is not None and found.expires_at <= time.time():
-        return None
-    scopes = frozenset().union(*(_IMPLIED.get(scope, frozenset()) for scope in found.scopes))
-    return Principal(found.id, found.name, scopes, found.created_at)
+    return found if found is not None and hmac.compare_digest(found.digest, digest) else None
+
+
+def has_expired(token: Token) -> bool:
+    return token.expires_at is not None and token.expires_at <= time.time()
+
+
+def _principal_of(token: Token, address: str) -> Principal:
+    return Principal(token.id, token.name, implied(token.scopes), token.created_at, token.control_plane_id, address)
+
+
+def implied(scopes: Iterable[str]) -> frozenset[str]:
+    """The known ones among these scopes; whoever may do anything may read."""
+    known = frozenset(scopes) & frozenset(SCOPES)
+    return known | {"read"} if known else known
+
+
+def _moment(seconds: int | None) -> str:
+    return datetime.fromtimestamp(seconds or 0, UTC).isoformat().replace("+00:00", "Z")
 
 
 def digest_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def new_token() -> str:
-    """A personal access token: 256 random bits behind Konnect's prefix."""
-    return f"kpat_{secrets.token_urlsafe(32)}"
+def new_token(kind: Kind = "personal") -> str:
+    """256 random bits behind Konnect's prefix for the kind."""
+    return f"{PREFIXES[kind]}{secrets.token_urlsafe(32)}"
 
 
 async def ensure_admin(session: AsyncSession, settings: Settings) -> None:
@@ -114,10 +205,12 @@ async def ensure_admin(session: AsyncSession, settings: Settings) -> None:
     and leaves it in the state directory: somebody must be able to come in."""
     digest = digest_of(settings.admin_token) if settings.admin_token else ""
     if digest:
-        await session.execute(delete(Token).where(Token.name == _BOOTSTRAP, Token.digest != digest))
+        if len(settings.admin_token) < _WEAK_LENGTH:
+            _log.warning("%s is short enough to be guessed: 20 random characters are not", BOOTSTRAP)
+        await session.execute(delete(Token).where(Token.name == BOOTSTRAP, Token.digest != digest))
         known = (await session.execute(select(Token.id).where(Token.digest == digest))).first()
         if known is None:
-            session.add(_admin(_BOOTSTRAP, digest))
+            session.add(_admin(BOOTSTRAP, digest))
         return
     count = (await session.execute(select(func.count()).select_from(Token))).scalar_one()
     if count == 0:
@@ -130,7 +223,7 @@ async def ensure_admin(session: AsyncSession, settings: Settings) -> None:
 
 def _admin(name: str, digest: str) -> Token:
     now = int(time.time())
-    return Token(id=str(uuid.uuid4()), name=name, digest=digest, scopes=["admin"], expires_at=None, created_at=now)
+    return Token(id=str(uuid.uuid4()), name=name, digest=digest, scopes=list(SCOPES), expires_at=None, created_at=now)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ ControlPlaneError                   answered as problem+json with `message`; one
 ├── Unauthorized 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405
 ├── Conflict 409                    a name that is taken
 ├── BodyTooLarge 413 · UnsupportedMediaType 415
+├── TooManyRequests 429            too many wrong tokens; Retry-After says how long
 ├── EntityError                     an entity cannot be written; `code` as in Kong's Admin API
 │   ├── SchemaFault 400 (2) · PrimaryKeyTaken 400 (3) · ForeignKeyMissing 400 (4) · StillReferenced 400 (4)
 │   ├── UniqueTaken 409 (5) · ForeignKeyUnresolved 400 (13)
@@ -18,6 +19,7 @@ StartError                          the process cannot start; its text is for th
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -32,6 +34,7 @@ class StartError(Exception):
 
 class ControlPlaneError(Exception):
     status: ClassVar[int] = 500
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, **members: Any) -> None:
         super().__init__(message)
@@ -105,6 +108,17 @@ class UnsupportedMediaType(ControlPlaneError):
 
     def __init__(self, given: str) -> None:
         super().__init__(f"expected application/json, not {given}")
+
+
+class TooManyRequests(ControlPlaneError):
+    """`wait`: seconds."""
+
+    status = 429
+
+    def __init__(self, wait: float) -> None:
+        seconds = math.ceil(wait)
+        super().__init__(f"too many requests with tokens that are not valid: try again in {seconds} s")
+        self.headers = {"Retry-After": str(seconds)}
 
 
 class EntityError(ControlPlaneError):

@@ -15,7 +15,8 @@ from typing import Any
 from sqlalchemy import Table, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane import content
+from control_plane import audit, content
+from control_plane.auth import Principal
 from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import (
     ForeignKeyMissing,
@@ -66,10 +67,14 @@ class Filters:
 class Repository:
     """The entities of one control plane, inside one transaction."""
 
-    def __init__(self, session: AsyncSession, control_plane_id: str, cipher: Cipher) -> None:
+    def __init__(
+        self, session: AsyncSession, control_plane_id: str, cipher: Cipher, author: Principal | None = None
+    ) -> None:
+        """`author`: who stands in the audit log for what is written; who only reads needs none."""
         self._session = session
         self._control_plane_id = control_plane_id
         self._cipher = cipher
+        self._author = author
         self._batch = BatchWriter(session, control_plane_id, cipher)
 
     # -- reading
@@ -184,7 +189,10 @@ class Repository:
 
     async def write(self, changes: Changes) -> int:
         """Write a batch that was checked. The caller holds the lock. Returns the new version."""
-        return await self._batch.write(changes)
+        version = await self._batch.write(changes)
+        if self._author is not None:
+            await audit.record_changes(self._session, self._author, self._control_plane_id, changes)
+        return version
 
     async def _put(
         self, row: EntityType, entity_id: str, body: Mapping[str, Any], before: Row | None, scope: Scope | None

@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.analytics import EMPTY, OTHER, Answer, Filter, InvalidFilter
 from control_plane.analytics import Query as MetricsQuery
 from control_plane.analytics import answer as run
-from control_plane.api.exchange import Body, Plane, Reader, answer, parameters
+from control_plane.api.exchange import AnyReader, Body, Plane, answer, parameters
+from control_plane.auth import Principal
 from control_plane.errors import ControlPlaneError, InvalidParameters
 from control_plane.ingest import live_names
 from control_plane.metrics import API, DATASOURCES, Datasource
@@ -82,11 +83,11 @@ class RequestsBody(BaseModel):
 
 
 @router.post("/metrics")
-async def query_metrics(body: Body, plane: Plane, _: Reader) -> Response:
+async def query_metrics(body: Body, plane: Plane, caller: AnyReader) -> Response:
     """Counts, rates, sums and latencies of requests (`api_usage`) or of calls to models (`llm_usage`)."""
     given = parameters(MetricsBody, body)
     now = time.time()
-    query = _metrics_query(given, now)
+    query = _metrics_query(given, now, caller)
     try:
         async with asyncio.timeout(QUERY_SECONDS), plane.database.reading() as session:
             result = await run(session, query)
@@ -100,11 +101,11 @@ async def query_metrics(body: Body, plane: Plane, _: Reader) -> Response:
 
 
 @router.post("/api-requests")
-async def query_requests(body: Body, plane: Plane, _: Reader) -> Response:
+async def query_requests(body: Body, plane: Plane, caller: AnyReader) -> Response:
     """Single requests, newest first unless asked otherwise, each with its calls to models."""
     given = parameters(RequestsBody, body)
     span = _span(given.time_range, time.time())
-    query = _log_query(given, span)
+    query = _log_query(given, span, caller)
     try:
         async with asyncio.timeout(QUERY_SECONDS), plane.database.reading() as session:
             results, cursor = await read_log(session, query)
@@ -125,7 +126,7 @@ async def query_requests(body: Body, plane: Plane, _: Reader) -> Response:
 # -- reading queries
 
 
-def _metrics_query(given: MetricsBody, now: float) -> MetricsQuery:
+def _metrics_query(given: MetricsBody, now: float, caller: Principal) -> MetricsQuery:
     datasource = DATASOURCES.get(given.datasource)
     if datasource is None:
         raise InvalidParameters([_choice("datasource", given.datasource, DATASOURCES)])
@@ -143,7 +144,7 @@ def _metrics_query(given: MetricsBody, now: float) -> MetricsQuery:
         datasource=datasource,
         metrics=tuple(dict.fromkeys(metrics)),
         dimensions=tuple(name for name in dimensions if name != "time"),
-        filters=_metric_filters(datasource, given.filters),
+        filters=(*_metric_filters(datasource, given.filters), *_reach(caller)),
         frame=frame_of(_span(given.time_range, now), given.granularity, "time" in dimensions),
         limit=given.limit,
     )
@@ -154,7 +155,7 @@ def _metric_filters(datasource: Datasource, filters: Sequence[FilterBody]) -> tu
     return _filters(filters, tuple(datasource.dimensions), lambda _: operators)
 
 
-def _log_query(given: RequestsBody, span: Span) -> LogQuery:
+def _log_query(given: RequestsBody, span: Span, caller: Principal) -> LogQuery:
     try:
         cursor = read_cursor(given.cursor) if given.cursor else None
     except ValueError:
@@ -162,12 +163,18 @@ def _log_query(given: RequestsBody, span: Span) -> LogQuery:
     return LogQuery(
         start_us=int(span.start * 1e6),
         end_us=int(span.end * 1e6),
-        filters=_filters(given.filters, FIELDS, operators_of),
+        filters=(*_filters(given.filters, FIELDS, operators_of), *_reach(caller)),
         descending=given.order == "descending",
         size=given.size,
         offset=given.offset,
         cursor=cursor,
     )
+
+
+def _reach(caller: Principal) -> tuple[Filter, ...]:
+    """A token that is limited to one control plane sees that one's traffic, whatever it asks for."""
+    limit = caller.control_plane_id
+    return () if limit is None else (Filter("control_plane", "in", (limit,)),)
 
 
 def _filters(filters: Sequence[FilterBody], fields: Sequence[str], operators: Any) -> tuple[Filter, ...]:

@@ -9,13 +9,16 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane.api.exchange import Body, Plane, Writer, answer, parameters
+from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters
 from control_plane.api.konnect import find
-from control_plane.batches import Changes
-from control_plane.errors import BadRequest, DocumentRefused, fault
-from control_plane.holdings import Holdings
+from control_plane.applying import Undertaking, publish, undertaking
+from control_plane.auth import Principal
+from control_plane.content import change_secrets
+from control_plane.errors import BadRequest, DocumentRefused, Forbidden, fault
+from control_plane.holdings import Holdings, Row
 from control_plane.plan import Plan, make_plan
 from control_plane.repository import Repository
+from control_plane.secrets import mask
 from gateway_schema.document import Declaration, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import SchemaViolation, Violation
@@ -35,51 +38,54 @@ class ApplyRequest(BaseModel):
     commit: bool = False
     include_secrets: bool = False
     """Whether bodies of the plan show secrets in clear."""
+    adopt: bool = False
+    """Take over what other sets of select tags own, where the plan would change or delete it."""
+    force: bool = False
+    """Delete an alarming share of what the document governs."""
 
 
 @router.post("/apply")
-async def apply(control_plane_id: str, body: Body, plane: Plane, _: Writer) -> Response:
+async def apply(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     """Make the control plane hold what the document says, all of it or nothing; without `commit`, only say how."""
     request = parameters(ApplyRequest, body)
     declaration = await asyncio.to_thread(_read, request)
-    unit_of_work = plane.database.writing if request.commit else plane.database.reading
-    written: Holdings | None = None
-    async with unit_of_work() as session:
-        repository = Repository(session, (await find(session, control_plane_id)).id, plane.cipher)
-        if request.commit:
-            await repository.lock()
-        control_plane = await find(session, control_plane_id)
-        _check_name(declaration, control_plane.name)
-        holdings = await plane.holdings.load(session, control_plane.id)
-        plan = await asyncio.to_thread(_plan, holdings, declaration, request)
-        if plan and request.commit:
-            changes = Changes(plan.creates, plan.updates, plan.deletes)
-            version = await repository.write(changes)
-            written = holdings.after(version, changes.puts, changes.deletes)
-    if written is not None:
-        plane.holdings.keep(written)
-    snapshot = await plane.snapshots.refresh(control_plane.id)
-    shown = await asyncio.to_thread(plan.shown, request.include_secrets)
-    return answer({"plan": shown, "committed": request.commit, "version": snapshot.version, "hash": snapshot.hash})
+    async with undertaking(plane, control_plane_id, caller, commit=request.commit) as work:
+        _check_name(declaration, work.name)
+        plan = await asyncio.to_thread(_plan, work, declaration, request)
+        await work.carry_out(plan, request.mode, force=request.force)
+    said = await publish(work)
+    return answer({"plan": await asyncio.to_thread(plan.shown, request.include_secrets), **said})
 
 
 @router.get("/document")
 async def dump(
     control_plane_id: str,
     plane: Plane,
-    _: Writer,
+    caller: Reader,
     tags: Annotated[str, Query(description="Only what carries all of these, separated by commas")] = "",
 ) -> Response:
-    """What was written, as a declarative document, secrets in clear: it applies to nothing where it came from."""
+    """What was written, as a declarative document: it applies to nothing where it came from.
+
+    Secrets are in clear for a token with the scope `reveal`; with masks in their place the document can be read, but
+    not applied.
+    """
     wanted = [tag for tag in tags.split(",") if tag]
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
         holdings = await plane.holdings.load(session, control_plane.id)
     entities = {
-        name: [{"id": row.id, **row.written} for row in holdings.of(name).values() if set(wanted) <= set(row.tags)]
+        name: [
+            {"id": row.id, **_written(row, caller)}
+            for row in holdings.of(name).values()
+            if set(wanted) <= set(row.tags)
+        ]
         for name in ENTITY_TYPES
     }
     return answer(write_declaration(entities, select_tags=wanted, control_plane_name=control_plane.name))
+
+
+def _written(row: Row, caller: Principal) -> dict[str, Any]:
+    return row.written if caller.may("reveal") else change_secrets(row.type, row.written, mask)
 
 
 def _read(request: ApplyRequest) -> Declaration:
@@ -91,9 +97,16 @@ def _read(request: ApplyRequest) -> Declaration:
         raise BadRequest("the document is nested too deeply") from None
 
 
-def _plan(holdings: Holdings, declaration: Declaration, request: ApplyRequest) -> Plan:
-    tags = declaration.select_tags
-    return make_plan(holdings, declaration, mode=request.mode, select_tags=tags, now=int(time.time()))
+def _plan(work: Undertaking, declaration: Declaration, request: ApplyRequest) -> Plan:
+    return make_plan(
+        work.holdings,
+        declaration,
+        mode=request.mode,
+        select_tags=declaration.select_tags,
+        owners=work.owners,
+        adopt=request.adopt,
+        now=int(time.time()),
+    )
 
 
 def _check_name(declaration: Declaration, name: str) -> None:

@@ -62,41 +62,43 @@ class Collection:
             found = await repository.get(self._row, _key(request), scope)
         return answer(_shown(found, caller))
 
-    async def create(self, request: Request, body: Body, plane: Plane, _: Writer) -> Response:
+    async def create(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
         async with plane.database.writing() as session:
-            repository = await self._repository(request, plane, session)
+            repository = await self._repository(request, plane, session, caller)
             created = await repository.create(self._row, body, await self._scope(request, repository))
         plane.touch(_control_plane_id(request))
-        return answer(created.entity(), 201)
+        return answer(_shown(created, caller), 201)
 
-    async def replace(self, request: Request, body: Body, plane: Plane, _: Writer) -> Response:
+    async def replace(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
         async with plane.database.writing() as session:
-            repository = await self._repository(request, plane, session)
+            repository = await self._repository(request, plane, session, caller)
             scope = await self._scope(request, repository)
             replaced = await repository.replace(self._row, _key(request), body, scope)
         plane.touch(_control_plane_id(request))
-        return answer(replaced.entity())
+        return answer(_shown(replaced, caller))
 
-    async def merge(self, request: Request, body: Body, plane: Plane, _: Writer) -> Response:
+    async def merge(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
         async with plane.database.writing() as session:
-            repository = await self._repository(request, plane, session)
+            repository = await self._repository(request, plane, session, caller)
             scope = await self._scope(request, repository)
             merged = await repository.merge(self._row, _key(request), body, scope)
         plane.touch(_control_plane_id(request))
-        return answer(merged.entity())
+        return answer(_shown(merged, caller))
 
-    async def delete(self, request: Request, plane: Plane, _: Writer) -> Response:
+    async def delete(self, request: Request, plane: Plane, caller: Writer) -> Response:
         """204 also when there is nothing: a cascade may have been faster than the client."""
         async with plane.database.writing() as session:
-            repository = await self._repository(request, plane, session)
+            repository = await self._repository(request, plane, session, caller)
             scope = await self._scope(request, repository)
             deleted = await repository.delete(self._row, _key(request), scope)
         if deleted:
             plane.touch(_control_plane_id(request))
         return Response(status_code=204)
 
-    async def _repository(self, request: Request, plane: Plane, session: AsyncSession) -> Repository:
-        repository = Repository(session, _control_plane_id(request), plane.cipher)
+    async def _repository(
+        self, request: Request, plane: Plane, session: AsyncSession, author: Principal | None = None
+    ) -> Repository:
+        repository = Repository(session, _control_plane_id(request), plane.cipher, author)
         await repository.exists()
         return repository
 
@@ -172,9 +174,9 @@ def _key(request: Request) -> str:
 
 
 def _shown(row: Row, caller: Principal) -> dict[str, Any]:
-    """Secrets in clear for who may write them (decK compares them), masked for who may only read."""
+    """Secrets in clear for who may see them (decK compares them), masked for everyone else, also for who wrote them."""
     entity = row.entity()
-    return entity if caller.may("write") else content.change_secrets(row.type, entity, mask)
+    return entity if caller.may("reveal") else content.change_secrets(row.type, entity, mask)
 
 
 def read_size(query: Mapping[str, str]) -> int:

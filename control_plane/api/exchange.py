@@ -27,6 +27,10 @@ def plane_of(request: Request) -> ControlPlane:
 Plane = Annotated["ControlPlane", Depends(plane_of)]
 Reader = Annotated[Principal, Depends(require("read"))]
 Writer = Annotated[Principal, Depends(require("write"))]
+Admin = Annotated[Principal, Depends(require("admin"))]
+AnyReader = Annotated[Principal, Depends(require("read", narrows=True))]
+AnyAdmin = Annotated[Principal, Depends(require("admin", narrows=True))]
+"""For paths above the control planes: the handler shows a limited caller its own control plane only."""
 
 
 async def json_object(request: Request) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters, rfc3339
+from control_plane import audit
+from control_plane.api.exchange import Admin, AnyReader, Body, Plane, Reader, answer, parameters, rfc3339
 from control_plane.errors import Conflict, InvalidParameters, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
 from control_plane.models import ControlPlane
@@ -91,7 +92,7 @@ class UpdateControlPlane(BaseModel):
 
 
 @router.get("/v2/control-planes")
-async def list_control_planes(request: Request, plane: Plane, _: Reader) -> Response:
+async def list_control_planes(request: Request, plane: Plane, caller: AnyReader) -> Response:
     """All control planes, in pages: `page[size]`, `page[number]`, `filter[…]`, `labels`, `sort`."""
     query = request.query_params
     size = _number(query.get("page[size]"), "page[size]", 100, 1000)
@@ -99,7 +100,7 @@ async def list_control_planes(request: Request, plane: Plane, _: Reader) -> Resp
     async with plane.database.reading() as session:
         found = list((await session.execute(select(ControlPlane))).scalars())
     found.sort(key=lambda item: (item.created_at, item.id), reverse=query.get("sort", "").strip().endswith(" desc"))
-    accepted = _filters(query)
+    accepted = [lambda item: caller.sees(item.id), *_filters(query)]
     found = [item for item in found if all(accept(item) for accept in accepted)]
     page = found[(number - 1) * size : number * size]
     meta = {"page": {"number": number, "size": size, "total": len(found)}}
@@ -107,7 +108,7 @@ async def list_control_planes(request: Request, plane: Plane, _: Reader) -> Resp
 
 
 @router.post("/v2/control-planes", status_code=201)
-async def create_control_plane(body: Body, plane: Plane, _: Writer) -> Response:
+async def create_control_plane(body: Body, plane: Plane, caller: Admin) -> Response:
     given = parameters(CreateControlPlane, body)
     now = time.time_ns() // 1_000_000
     created = ControlPlane(
@@ -127,6 +128,7 @@ async def create_control_plane(body: Body, plane: Plane, _: Writer) -> Response:
         await _check_name(session, given.name)
         session.add(created)
         await _flush(session)
+        await audit.record(session, caller, "create", *_subject(created), control_plane_id=created.id)
     return answer(shown(created, plane.grpc_address), 201)
 
 
@@ -138,7 +140,7 @@ async def get_control_plane(control_plane_id: str, plane: Plane, _: Reader) -> R
 
 
 @router.patch("/v2/control-planes/{control_plane_id}")
-async def update_control_plane(control_plane_id: str, body: Body, plane: Plane, _: Writer) -> Response:
+async def update_control_plane(control_plane_id: str, body: Body, plane: Plane, caller: Admin) -> Response:
     given = parameters(UpdateControlPlane, body)
     async with plane.database.writing() as session:
         found = await find(session, control_plane_id)
@@ -155,14 +157,18 @@ async def update_control_plane(control_plane_id: str, body: Body, plane: Plane, 
             found.proxy_urls = [item.model_dump() for item in given.proxy_urls or ()]
         found.updated_at = time.time_ns() // 1_000_000
         await _flush(session)
+        details = {"fields": sorted(given.model_fields_set)}
+        await audit.record(session, caller, "update", *_subject(found), control_plane_id=found.id, details=details)
     return answer(shown(found, plane.grpc_address))
 
 
 @router.delete("/v2/control-planes/{control_plane_id}", status_code=204)
-async def delete_control_plane(control_plane_id: str, plane: Plane, _: Writer) -> Response:
+async def delete_control_plane(control_plane_id: str, plane: Plane, caller: Admin) -> Response:
     """With everything in it."""
     async with plane.database.writing() as session:
-        await session.delete(await find(session, control_plane_id))
+        found = await find(session, control_plane_id)
+        await audit.record(session, caller, "delete", *_subject(found), control_plane_id=found.id)
+        await session.delete(found)
     await plane.forget(control_plane_id)
     return Response(status_code=204)
 
@@ -170,21 +176,21 @@ async def delete_control_plane(control_plane_id: str, plane: Plane, _: Writer) -
 @router.get("/konnect-api/api/runtime_groups")
 async def list_runtime_groups(
     plane: Plane,
-    _: Reader,
+    caller: AnyReader,
     page: Annotated[int, Query(ge=1)] = 1,
     size: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> Response:
     """The look-up by name with which decK begins every command."""
     async with plane.database.reading() as session:
         query = select(ControlPlane.id, ControlPlane.name).order_by(ControlPlane.created_at, ControlPlane.id)
-        found = (await session.execute(query)).all()
+        found = [item for item in (await session.execute(query)).all() if caller.sees(item.id)]
     data = [{"id": item.id, "name": item.name} for item in found[(page - 1) * size : page * size]]
     return answer({"data": data, "page": page, "pageCount": max(1, -(-len(found) // size))})
 
 
 @router.get("/v2/organizations/me")
 @router.get("/v3/organizations/me")
-async def get_organization(principal: Reader) -> Response:
+async def get_organization(principal: AnyReader) -> Response:
     created = rfc3339(principal.created_at * 1000)
     return answer(
         {
@@ -201,7 +207,7 @@ async def get_organization(principal: Reader) -> Response:
 
 
 @router.get("/v3/users/me")
-async def get_user(principal: Reader) -> Response:
+async def get_user(principal: AnyReader) -> Response:
     created = rfc3339(principal.created_at * 1000)
     return answer(
         {
@@ -244,6 +250,11 @@ def shown(item: ControlPlane, grpc_address: str) -> dict[str, Any]:
         "created_at": rfc3339(item.created_at),
         "updated_at": rfc3339(item.updated_at),
     }
+
+
+def _subject(item: ControlPlane) -> tuple[str, str, str]:
+    """What the audit log calls it."""
+    return "control_planes", item.id, item.name
 
 
 async def _check_name(session: AsyncSession, name: str) -> None:

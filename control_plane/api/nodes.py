@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane import audit
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters
 from control_plane.api.konnect import find
+from control_plane.auth import Principal
 from control_plane.discovery import Pace, version_problem
 from control_plane.errors import BadRequest, Conflict, NotFound
 from control_plane.models import REVOKED_CERTIFICATES, DataPlaneCertificate, Node
@@ -58,12 +60,13 @@ async def list_certificates(control_plane_id: str, plane: Plane, _: Reader) -> R
 
 
 @router.post("/dp-client-certificates", status_code=201)
-async def create_certificate(control_plane_id: str, body: Body, plane: Plane, _: Writer) -> Response:
+async def create_certificate(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     """Pin a certificate: nodes that present it are nodes of this control plane. Doing it twice changes nothing."""
     given = parameters(CertificateBody, body)
     async with plane.database.writing() as session:
         control_plane = await find(session, control_plane_id)
         row = await _pin(session, control_plane.id, given, None)
+        await _tell(session, caller, "create", row)
     await plane.pins.refresh()
     return answer({"item": _certificate(row)}, 201)
 
@@ -76,27 +79,37 @@ async def get_certificate(control_plane_id: str, certificate_id: str, plane: Pla
 
 
 @router.put("/dp-client-certificates/{certificate_id}")
-async def put_certificate(control_plane_id: str, certificate_id: str, body: Body, plane: Plane, _: Writer) -> Response:
+async def put_certificate(
+    control_plane_id: str, certificate_id: str, body: Body, plane: Plane, caller: Writer
+) -> Response:
     """Replace a certificate; the one it replaces is revoked."""
     given = parameters(CertificateBody, body)
     async with plane.database.writing() as session:
         control_plane = await find(session, control_plane_id)
         row = await _find_certificate(session, control_plane.id, certificate_id)
         row = await _pin(session, control_plane.id, given, row)
+        await _tell(session, caller, "update", row)
     await plane.pins.refresh()
     return answer({"item": _certificate(row)})
 
 
 @router.delete("/dp-client-certificates/{certificate_id}", status_code=204)
-async def delete_certificate(control_plane_id: str, certificate_id: str, plane: Plane, _: Writer) -> Response:
+async def delete_certificate(control_plane_id: str, certificate_id: str, plane: Plane, caller: Writer) -> Response:
     """Revoke a certificate: connections that use it end now."""
     async with plane.database.writing() as session:
         control_plane = await find(session, control_plane_id)
         row = await _find_certificate(session, control_plane.id, certificate_id)
         await _revoke(session, row)
+        await _tell(session, caller, "revoke", row)
         await session.delete(row)
     await plane.pins.refresh()
     return Response(status_code=204)
+
+
+async def _tell(session: AsyncSession, caller: Principal, action: str, row: DataPlaneCertificate) -> None:
+    what = ("dp_client_certificates", row.id, row.title or "")
+    details = {"fingerprint": row.fingerprint}
+    await audit.record(session, caller, action, *what, control_plane_id=row.control_plane_id, details=details)
 
 
 async def _pin(
@@ -216,10 +229,13 @@ async def get_node(control_plane_id: str, node_id: str, plane: Plane, _: Reader)
 
 
 @router.delete("/nodes/{node_id}", status_code=204)
-async def delete_node(control_plane_id: str, node_id: str, plane: Plane, _: Writer) -> Response:
+async def delete_node(control_plane_id: str, node_id: str, plane: Plane, caller: Writer) -> Response:
     """Forget a node. One that is still connected is back with its next connection."""
     async with plane.database.writing() as session:
-        await session.delete(await _find_node(session, (await find(session, control_plane_id)).id, node_id))
+        row = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
+        what = ("nodes", row.id, row.hostname)
+        await audit.record(session, caller, "delete", *what, control_plane_id=row.control_plane_id)
+        await session.delete(row)
     return Response(status_code=204)
 
 
