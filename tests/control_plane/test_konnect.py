@@ -102,3 +102,11 @@ async def test_who_am_i(client: Client) -> None:
         assert organization["name"]
         assert uuid.UUID(organization["id"])
     assert (await client.get("/v3/users/me"))["active"] is True
+
+
+async def test_the_organisation_is_also_found_behind_an_address_in_the_path(client: Client) -> None:
+    """decK's ping asks so when the control plane's address is none of Konnect's."""
+    plain = await client.get("/v2/organizations/me")
+    response = await client.http.get("http://plane//127.0.0.1:8001/v2/organizations/me")
+    assert response.status_code == 200
+    assert response.json() == plain
