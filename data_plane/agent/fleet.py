@@ -111,10 +111,12 @@ class Fleet:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
+        # A connection that the loop has just accepted reaches `_accept` a few turns later.
+        await _turns(5)
         for task in self._conversations:
             task.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)
-        await asyncio.sleep(0)  # the transports, closed by then, let go of their sockets
+        await _turns(2)  # the transports, closed by then, let go of their sockets
         self._path.unlink(missing_ok=True)
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:
@@ -286,6 +288,12 @@ class Fleet:
             if self._deaths >= DEATHS:
                 self._refusal = self._refusal or Refusal(f"worker {link.index} died while building the snapshot")
         self._ring()
+
+
+async def _turns(count: int) -> None:
+    """Let the event loop go round."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def _runs(link: Link, snapshot: Snapshot | None) -> bool:
