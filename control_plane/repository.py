@@ -33,6 +33,7 @@ from control_plane.models import (
     ENTITY_TAGS,
     ControlPlane,
     digest_column,
+    lookup_columns,
     reference_column,
     unique_columns,
 )
@@ -107,7 +108,7 @@ class Repository:
         if entity_id is not None:
             condition = table.c.id == entity_id
         elif row.endpoint_key is not None:
-            condition = self._equals(row, table, row.endpoint_key, key)
+            condition = self._equals(row, table, row.endpoint_key, _as_kept(row, key))
         else:
             return None
         query = _columns(table).where(self._mine(table), condition)
@@ -162,10 +163,11 @@ class Repository:
     async def replace(self, row: EntityType, key: str, body: Mapping[str, Any], scope: Scope | None = None) -> Row:
         """PUT: the entity is what `body` says and nothing else. One under another parent moves here."""
         await self.lock()
-        before = await self.find(row, key)
         entity_id = as_id(key)
-        if entity_id is None and before is None and row.endpoint_key is not None:
-            body = {**body, row.endpoint_key: key}
+        before = await self.find(row, key, scope if entity_id is None and lookup_columns(row) else None)
+        if entity_id is None and row.endpoint_key is not None:
+            named = body if body.get(row.endpoint_key) is not None and before is not None else {row.endpoint_key: key}
+            body = {**body, **named}
         new_id = before.id if before else entity_id or _own_id(body) or str(uuid.uuid4())
         return await self._put(row, new_id, body, before, scope)
 
@@ -201,11 +203,12 @@ class Repository:
             body = {**body, scope.field: {"id": scope.parent_id}}
         written = content.generate(row, content.written_form(row, await self._resolved(row, body)))
         try:
+            written = content.admitted(row, written, before.written if before else None)
             complete = content.complete(row, written)
         except SchemaViolation as error:
             raise SchemaFault(error.violations) from None
-        now = int(time.time())
-        created_at = before.created_at if before else _given_time(body) or now
+        now = row.time(time.time())
+        created_at = before.created_at if before else row.time(_given_time(body) or now)
         after = Row(row, entity_id, written, created_at, now, complete)
         await self._check_references(after)
         await self._check_unique(after)
@@ -223,8 +226,10 @@ class Repository:
             if not isinstance(given, Mapping) or given.get("id") is not None:
                 continue
             target = ENTITY_TYPES[parent.type]
-            for key in target.match:
+            for key in ("name", *target.match):
                 value = given.get(key)
+                if isinstance(value, str) and key not in target.match:
+                    raise ForeignKeyUnresolved(name, key, value, target.name)
                 if isinstance(value, str):
                     table = ENTITY_TABLES[target.name]
                     query = select(table.c.id).where(self._mine(table), self._equals(target, table, key, value))
@@ -286,9 +291,14 @@ def _own_id(body: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _given_time(body: Mapping[str, Any]) -> int | None:
+def _given_time(body: Mapping[str, Any]) -> float | None:
     given = body.get("created_at")
-    return given if isinstance(given, int) and not isinstance(given, bool) and given >= 0 else None
+    return given if isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given < 2**53 else None
+
+
+def _as_kept(row: EntityType, key: str) -> str:
+    """An endpoint key as it is stored: a target's text gets its port."""
+    return str(row.model.expand({str(row.endpoint_key): key})[str(row.endpoint_key)])
 
 
 def _columns(table: Table) -> Any:
