@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane import content
 from control_plane.holdings import Row
 from control_plane.models import ENTITY_TABLES, ENTITY_TAGS, ControlPlane, reference_column, unique_columns
+from control_plane.ownership import release
 from control_plane.secrets import Cipher
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 
@@ -129,10 +130,11 @@ class BatchWriter:
             )
 
     async def _delete_rows(self, row: EntityType, ids: Sequence[str]) -> None:
-        """The rows, their tags, and the tags of what the database deletes with them."""
+        """The rows, their tags and owners, and those of what the database deletes with them."""
         if not ids:
             return
         await self._delete_tags_of(row, ids)
+        await release(self._session, self._control_plane_id, row.name, ids)
         for child, field_name, parent in children_of(row.name):
             if parent.on_delete == "cascade":
                 await self._delete_rows(child, await self.children(child, field_name, ids))

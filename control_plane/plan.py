@@ -9,7 +9,8 @@ a service by its name, a plugin by its name and scopes. What is not recognised i
 *Comparing.* Complete forms are compared, so writing a default out, or no longer, is not a change.
 
 *Owning.* With select tags, only rows that carry all of them may be updated or deleted. To need another row is a
-conflict that names it, and so is a deletion that would take such a row along.
+conflict that names it, and so is a deletion that would take such a row along. What was last written under another set
+of tags is that set's (`ownership.py`): to change or delete it is a conflict too, unless the plan is told to adopt it.
 
 *Order.* Kinds are created in the order of the registry's levels and deleted in the opposite one. Unique values that
 wander between rows (a swap of names, a name taken over from a row that goes) need no order: the repository writes a
@@ -20,47 +21,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from control_plane import content
 from control_plane.errors import DocumentRefused, fault
 from control_plane.holdings import Holdings, Row, unique_key
-from control_plane.secrets import MASK, NEW_MASK, is_vault_reference, mask
+from control_plane.ownership import Owners, words
+from control_plane.planned import Plan, label, parent_names, title
 from gateway_schema.document import Declaration, Item
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, render_path
 
 Mode = Literal["sync", "apply", "reset"]
-
-
-@dataclass(slots=True)
-class Plan:
-    """Changes in the order in which they take effect."""
-
-    creates: list[Row] = field(default_factory=list)
-    updates: list[tuple[Row, Row]] = field(default_factory=list)
-    deletes: list[Row] = field(default_factory=list)
-    names: Mapping[str, str] = field(default_factory=dict)
-    """What people call the parents that changed rows refer to, by id."""
-
-    def __bool__(self) -> bool:
-        return bool(self.creates or self.updates or self.deletes)
-
-    def shown(self, include_secrets: bool = False) -> dict[str, Any]:
-        """decK's JSON of a diff, secrets masked unless told otherwise. A deletion stands under `new`, as in decK."""
-        one, pair = (_body, _bodies) if include_secrets else (_shown, _shown_pair)
-        creating = [self._entry(row, one(row), None) for row in self.creates]
-        updating = [self._entry(after, *pair(before, after)) for before, after in self.updates]
-        deleting = [self._entry(row, one(row), None) for row in self.deletes]
-        counts = {"creating": len(creating), "updating": len(updating), "deleting": len(deleting)}
-        return {
-            "changes": {"creating": creating, "updating": updating, "deleting": deleting},
-            "summary": {**counts, "total": sum(counts.values())},
-        }
-
-    def _entry(self, row: Row, new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
-        return {"name": title(row, self.names), "kind": row.type.kind, "body": {"new": new, "old": old}}
 
 
 def make_plan(
@@ -69,25 +41,38 @@ def make_plan(
     *,
     mode: Mode,
     select_tags: Sequence[str] = (),
+    owners: Owners | None = None,
+    adopt: bool = False,
     now: int,
     new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
 ) -> Plan:
     """`apply` never deletes; `reset` deletes all that carries the tags, whatever the document says.
 
+    `adopt`: what others own is taken over where the document declares it, and deleted where it does not.
     Raises DocumentRefused with every fault.
     """
-    planner = _Planner(holdings, frozenset(select_tags), now, new_id)
+    planner = _Planner(holdings, frozenset(select_tags), owners or Owners(), adopt, now, new_id)
     if mode != "reset":
         planner.declare(declaration.items)
     if mode != "apply":
-        planner.delete_undeclared()
+        planner.delete_undeclared(sparing=mode == "sync")
     return planner.finish()
 
 
 class _Planner:
-    def __init__(self, holdings: Holdings, tags: frozenset[str], now: int, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        holdings: Holdings,
+        tags: frozenset[str],
+        owners: Owners,
+        adopt: bool,
+        now: int,
+        new_id: Callable[[], str],
+    ) -> None:
         self._holdings = holdings
         self._tags = tags
+        self._owners = owners
+        self._adopt = adopt
         self._now = now
         self._new_id = new_id
         self._plan = Plan()
@@ -96,6 +81,7 @@ class _Planner:
         self._paths: dict[tuple[str, str], Item] = {}
         self._named: dict[tuple[str, str, str], str] = {}
         self._uses: list[tuple[Item, str, Row]] = []
+        self._declared: list[tuple[Item, Row]] = []
 
     # -- what the document declares
 
@@ -126,8 +112,10 @@ class _Planner:
         for key in row.match:
             if body.get(key):
                 self._named[row.name, key, str(body[key])] = entity_id
-        if before is not None and not self._owned(before):
-            self._fault(item, Violation((), self._not_owned(before)))
+        if before is not None:
+            self._declared.append((item, before))
+        if before is not None and not self._adopt and not self._governs(before):
+            self._fault(item, Violation((), self._not_governed(before)))
         else:
             self._compare(row, item, body, before, entity_id)
 
@@ -209,24 +197,70 @@ class _Planner:
 
     # -- what goes, and whether all that stays can stay
 
-    def delete_undeclared(self) -> None:
+    def delete_undeclared(self, sparing: bool) -> None:
+        """`sparing`: deleting much of it would be a surprise."""
         for row in reversed(list(ENTITY_TYPES.values())):
             for held in self._holdings.of(row.name).values():
-                if (row.name, held.id) not in self._paths and self._owned(held):
+                if not self._governs(held):
+                    continue
+                self._plan.governed += sparing
+                if (row.name, held.id) not in self._paths:
                     self._plan.deletes.append(held)
 
     def finish(self) -> Plan:
         going = {(row.type.name, row.id) for row in self._plan.deletes}
         for item, name, held in self._uses:
             if (held.type.name, held.id) in going:
-                text = f"{held.type.kind} '{_label(held)}' is not in the document, so this sync would delete it"
+                text = f"{held.type.kind} '{label(held)}' is not in the document, so this sync would delete it"
                 self._fault(item, Violation((name,), text))
         self._check_left_behind(going)
         self._check_unique(going)
+        changed = [*self._plan.creates, *self._plan.deletes, *(after for _, after in self._plan.updates)]
+        self._plan.names = parent_names(changed, lambda kind, target: self._holdings.of(kind).get(target))
+        self._settle_ownership()
         if self._faults:
             raise DocumentRefused(self._faults)
-        self._plan.names = self._parent_names()
         return self._plan
+
+    def _settle_ownership(self) -> None:
+        """Who owns what afterwards; a change of what others own is a fault, or an adoption."""
+        changed = {(before.type.name, before.id) for before, _ in self._plan.updates}
+        for item, before in self._declared:
+            owner = self._owners.of(before)
+            if owner and owner != self._tags and not self._adopt:
+                if (before.type.name, before.id) in changed:
+                    self._not_ours(before, item.path, "change")
+            elif owner != self._tags:
+                self._plan.assigned.append((before, self._tags))
+                if owner:
+                    self._plan.adopted.append((before, owner))
+        for row in self._plan.deletes:
+            owner = self._owners.of(row)
+            if owner and owner != self._tags and self._adopt:
+                self._plan.adopted.append((row, owner))
+            elif owner and owner != self._tags:
+                self._not_ours(row, self._place_of_absent(row), "delete")
+        if self._tags:
+            self._plan.assigned += [(row, self._tags) for row in self._plan.creates]
+
+    def _not_ours(self, row: Row, path: Path, verb: str) -> None:
+        owner = self._owners.of(row)
+        ours = words(self._tags) if self._tags else "no tag"
+        text = (
+            f"is owned by {words(owner)}, and this document, written under {ours}, would {verb} it; leave it to its "
+            "owner, or take it over with adopt (--adopt)"
+        )
+        entity = f"{row.type.kind} {title(row, self._plan.names)}"
+        found = fault(path, entity, Violation((), text))
+        self._faults.append({**found, "owner": sorted(owner), "conflict": {"kind": row.type.kind, "id": row.id}})
+
+    def _place_of_absent(self, row: Row) -> Path:
+        """Where in the document one would look for what it does not declare: inside its parent, or in its list."""
+        for name, parent in row.type.parents.items():
+            item = self._paths.get((parent.type, row.reference(name) or ""))
+            if item is not None:
+                return item.path
+        return (row.type.file_key,) if row.type.file_key else ()
 
     def _check_left_behind(self, going: set[tuple[str, str]]) -> None:
         """Rows of others that refer to a row that goes would lose their parent, or go with it."""
@@ -244,9 +278,9 @@ class _Planner:
                     self._conflict(gone, held)
 
     def _conflict(self, gone: Row, held: Row) -> None:
-        entity = f"{gone.type.kind} {_label(gone)}"
-        child = f"{held.type.kind} {title(held, {gone.id: _label(gone)})}"
-        text = f"cannot be deleted: {child} refers to it and does not carry {self._tag_words()}"
+        entity = f"{gone.type.kind} {label(gone)}"
+        child = f"{held.type.kind} {title(held, {gone.id: label(gone)})}"
+        text = f"cannot be deleted: {child} refers to it and does not carry {words(self._tags)}"
         self._faults.append(
             {**fault((), entity, Violation((), text)), "conflict": {"kind": held.type.kind, "id": held.id}}
         )
@@ -272,64 +306,26 @@ class _Planner:
         known = self._paths.get((holder.type.name, holder.id))
         if known is not None:
             return f"{what} is declared twice: also at {render_path(known.path)}"
-        tags = "" if self._owned(holder) else f", which does not carry {self._tag_words()}"
-        return f"{what} is taken by {holder.type.kind} '{_label(holder)}' (id {holder.id}){tags}"
+        tags = "" if self._governs(holder) else f", which does not carry {words(self._tags)}"
+        return f"{what} is taken by {holder.type.kind} '{label(holder)}' (id {holder.id}){tags}"
 
     # -- words
 
-    def _owned(self, row: Row) -> bool:
-        return not self._tags or self._tags <= set(row.written.get("tags") or ())
+    def _governs(self, row: Row) -> bool:
+        """Whether the row is in the document's reach: it carries the tags, or was last written under them."""
+        tags = self._tags
+        return not tags or tags <= set(row.written.get("tags") or ()) or self._owners.of(row) == tags
 
-    def _tag_words(self) -> str:
-        listed = ", ".join(f"'{tag}'" for tag in sorted(self._tags))
-        return f"the tag {listed}" if len(self._tags) == 1 else f"the tags {listed}"
-
-    def _not_owned(self, row: Row) -> str:
+    def _not_governed(self, row: Row) -> str:
+        owner = self._owners.of(row)
+        whose = f"it is owned by {words(owner)}" if owner else "it is not this document's to change"
         return (
-            f"{row.type.kind} '{_label(row)}' exists (id {row.id}) and does not carry {self._tag_words()}: "
-            "it is not this document's to change; rename one of the two, or tag the existing one first"
+            f"{row.type.kind} '{label(row)}' exists (id {row.id}) and does not carry {words(self._tags)}: {whose}; "
+            "rename one of the two, tag the existing one first, or take it over with adopt (--adopt)"
         )
 
     def _fault(self, item: Item, violation: Violation) -> None:
         self._faults.append(fault(item.path, _item_title(item), violation))
-
-    def _parent_names(self) -> dict[str, str]:
-        names: dict[str, str] = {}
-        wanted = [*self._plan.creates, *self._plan.deletes, *(after for _, after in self._plan.updates)]
-        fresh = {(row.type.name, row.id): row for row in wanted}
-        for row in wanted:
-            for name, parent in row.type.parents.items():
-                target = row.reference(name)
-                if target is not None and target not in names:
-                    found = fresh.get((parent.type, target)) or self._holdings.of(parent.type).get(target)
-                    names[target] = _label(found) if found else target
-        return names
-
-
-def title(row: Row, names: Mapping[str, str]) -> str:
-    """What decK calls an entity in its output: `rate-limiting for service billing`, `cors (global)`."""
-    scopes = [(name, target) for name in row.type.parents if (target := row.reference(name)) is not None]
-    own = _label(row)
-    if row.type.name == "routes":
-        return own
-    if not scopes:
-        return f"{own} (global)" if row.type.name == "plugins" else own
-    listed = " and ".join(f"{name.replace('_', '-')} {names.get(target, target)}" for name, target in scopes)
-    return f"{own} for {listed}"
-
-
-def _label(row: Row) -> str:
-    written = row.written
-    for key in ("name", "username", "custom_id"):
-        if isinstance(written.get(key), str):
-            return str(written[key])
-    credential = written.get("key")
-    return _key_ending(credential) if isinstance(credential, str) else row.id
-
-
-def _key_ending(key: str) -> str:
-    """As much of a key as tells it from others without giving it away: the last five characters of a long one."""
-    return f"…{key[-5:]}" if len(key) >= 20 else MASK
 
 
 def _item_title(item: Item) -> str:
@@ -339,34 +335,6 @@ def _item_title(item: Item) -> str:
     ]
     own = item.type.kind if item.label == item.type.kind else f"{item.type.kind} {item.label}"
     return f"{own} for {' and '.join(scopes)}" if scopes and item.type.name != "routes" else own
-
-
-def _shown(row: Row) -> dict[str, Any]:
-    return content.change_secrets(row.type, _body(row), mask)
-
-
-def _shown_pair(before: Row, after: Row) -> tuple[dict[str, Any], dict[str, Any]]:
-    """New and old body. A secret that changed says so, or the difference would be invisible."""
-    old = _body(before)
-    known: set[str] = set()
-
-    def remember(text: str) -> str:
-        known.add(text)
-        return text
-
-    def mask_new(text: str) -> str:
-        return text if is_vault_reference(text) else MASK if text in known else NEW_MASK
-
-    content.change_secrets(before.type, old, remember)
-    return content.change_secrets(after.type, _body(after), mask_new), content.change_secrets(before.type, old, mask)
-
-
-def _bodies(before: Row, after: Row) -> tuple[dict[str, Any], dict[str, Any]]:
-    return _body(after), _body(before)
-
-
-def _body(row: Row) -> dict[str, Any]:
-    return {"id": row.id, **{key: value for key, value in row.complete.items() if value is not None}}
 
 
 def _says_the_same(body: Mapping[str, Any], written: Mapping[str, Any]) -> bool:

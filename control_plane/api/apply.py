@@ -15,9 +15,9 @@ from control_plane.applying import Undertaking, publish, undertaking
 from control_plane.auth import Principal
 from control_plane.content import change_secrets
 from control_plane.errors import BadRequest, DocumentRefused, Forbidden, fault
-from control_plane.holdings import Holdings, Row
-from control_plane.plan import Plan, make_plan
-from control_plane.repository import Repository
+from control_plane.holdings import Row
+from control_plane.plan import make_plan
+from control_plane.planned import Plan
 from control_plane.secrets import mask
 from gateway_schema.document import Declaration, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
@@ -48,6 +48,8 @@ class ApplyRequest(BaseModel):
 async def apply(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     """Make the control plane hold what the document says, all of it or nothing; without `commit`, only say how."""
     request = parameters(ApplyRequest, body)
+    if request.include_secrets and not caller.may("reveal"):
+        raise Forbidden("this token lacks the scope 'reveal', which showing secrets needs")
     declaration = await asyncio.to_thread(_read, request)
     async with undertaking(plane, control_plane_id, caller, commit=request.commit) as work:
         _check_name(declaration, work.name)

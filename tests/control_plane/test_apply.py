@@ -187,7 +187,7 @@ async def test_random_documents_applied_one_after_another(client: Client) -> Non
     rng = random.Random(7)
     for _ in range(12):
         document = random_document(rng)
-        await client.apply(document)
+        await client.apply(document, force=True)
         assert summary(await client.apply(document, commit=False)) == (0, 0, 0)
         assert summary(await client.apply(await client.dump(), commit=False)) == (0, 0, 0)
         assert await held(client, fresh=False) == await held(client, fresh=True)

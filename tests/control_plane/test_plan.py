@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from control_plane.errors import DocumentRefused
 from control_plane.holdings import Holdings
-from control_plane.plan import Mode, Plan, make_plan
+from control_plane.plan import Mode, make_plan
+from control_plane.planned import Plan
 from control_plane.snapshot import build
 from gateway_schema.document import Document, canonical, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES

@@ -1,0 +1,108 @@
+"""A plan becomes true: one transaction, one snapshot, one entry in the history.
+
+Whoever writes more than one entity ends here: the atomic apply, a saved plan, a rollback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane import audit, ownership
+from control_plane.api.konnect import find
+from control_plane.batches import Changes
+from control_plane.errors import Conflict
+from control_plane.holdings import Holdings
+from control_plane.ownership import NOBODY, Owners
+from control_plane.planned import Plan
+from control_plane.repository import Repository
+
+if TYPE_CHECKING:
+    from control_plane.app import ControlPlane
+    from control_plane.auth import Principal
+
+
+@dataclass(slots=True)
+class Undertaking:
+    """One transaction over all of a control plane. Without `commit` it only looks."""
+
+    plane: ControlPlane
+    session: AsyncSession
+    caller: Principal
+    commit: bool
+    name: str
+    holdings: Holdings
+    owners: Owners
+    written: Holdings | None = None
+    """What is held once the transaction has committed, when it wrote something."""
+    action: str = ""
+    plan: Plan | None = None
+
+    @property
+    def control_plane_id(self) -> str:
+        return self.holdings.control_plane_id
+
+    async def carry_out(self, plan: Plan, action: str, *, force: bool = False) -> None:
+        """Write the plan, if this is for real. Raises Conflict when it should be asked for with `force`."""
+        self.plan, self.action = plan, action
+        if not self.commit:
+            return
+        if plan.alarm and not force:
+            raise Conflict(
+                f"{plan.alarm}; nothing was written. If that is what you want, say so with force: true (--force)",
+                deleting=len(plan.deletes),
+                governed=plan.governed,
+            )
+        if plan:
+            changes = Changes(plan.creates, plan.updates, plan.deletes)
+            repository = Repository(self.session, self.control_plane_id, self.plane.cipher)
+            version = await repository.write(changes)
+            self.written = self.holdings.after(version, changes.puts, changes.deletes)
+        await ownership.assign(self.session, self.control_plane_id, plan.assigned)
+        await self._leave_lines(plan)
+
+    async def _leave_lines(self, plan: Plan) -> None:
+        """Who did what, for the audit log. Taking over what others own is said entity by entity."""
+        if not plan and not plan.adopted:
+            return
+        details = {"mode": self.action, **plan.counts}
+        await audit.record(self.session, self.caller, "apply", control_plane_id=self.control_plane_id, details=details)
+        if plan:
+            changes = Changes(plan.creates, plan.updates, plan.deletes)
+            await audit.record_changes(self.session, self.caller, self.control_plane_id, changes)
+        new = {(row.type.name, row.id): owner for row, owner in plan.assigned}
+        for row, owner in plan.adopted:
+            moved = {"from": sorted(owner), "to": sorted(new.get((row.type.name, row.id), NOBODY))}
+            what = (row.type.name, row.id, audit.label(row))
+            await audit.record(
+                self.session, self.caller, "adopt", *what, control_plane_id=self.control_plane_id, details=moved
+            )
+
+
+@contextlib.asynccontextmanager
+async def undertaking(
+    plane: ControlPlane, control_plane_id: str, caller: Principal, *, commit: bool
+) -> AsyncIterator[Undertaking]:
+    """The transaction: alone with this control plane when it is for real. Raises NotFound."""
+    unit_of_work = plane.database.writing if commit else plane.database.reading
+    async with unit_of_work() as session:
+        repository = Repository(session, (await find(session, control_plane_id)).id, plane.cipher)
+        if commit:
+            await repository.lock()
+        control_plane = await find(session, control_plane_id)
+        holdings = await plane.holdings.load(session, control_plane.id)
+        owners = await ownership.load(session, control_plane.id)
+        yield Undertaking(plane, session, caller, commit, control_plane.name, holdings, owners)
+
+
+async def publish(done: Undertaking) -> dict[str, Any]:
+    """After the transaction: make the snapshot, remember it, and say which it is."""
+    plane = done.plane
+    if done.written is not None:
+        plane.holdings.keep(done.written)
+    snapshot = await plane.snapshots.refresh(done.control_plane_id)
+    return {"committed": done.commit, "version": snapshot.version, "hash": snapshot.hash}

@@ -1,0 +1,137 @@
+"""What a plan is, what it is called in words, and how it is shown: decK's JSON of a diff and what we add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from control_plane import content
+from control_plane.holdings import Row
+from control_plane.ownership import OwnerSet
+from control_plane.secrets import MASK, NEW_MASK, is_vault_reference, mask
+
+ALARMING_DELETIONS = 10
+ALARMING_SHARE = 0.3
+"""A plan that deletes this many entities or more, and more than this share of those it governs, is probably a mistake
+(an empty file, the wrong tags) and asks for `force`. octoDNS, whose idea this is, draws the line at 30 % of 10."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """Changes in the order in which they take effect."""
+
+    creates: list[Row] = field(default_factory=list)
+    updates: list[tuple[Row, Row]] = field(default_factory=list)
+    deletes: list[Row] = field(default_factory=list)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What people call the parents that changed rows refer to, by id."""
+    assigned: list[tuple[Row, OwnerSet]] = field(default_factory=list)
+    """Entities that have another owner once the plan is carried out, with that owner."""
+    adopted: list[tuple[Row, OwnerSet]] = field(default_factory=list)
+    """Entities of other owners that the plan takes over, changes or deletes because it was told to, with that owner."""
+    governed: int = 0
+    """How many entities the plan could have deleted; 0 for one that deletes on purpose (a reset) or never."""
+
+    def __bool__(self) -> bool:
+        return bool(self.creates or self.updates or self.deletes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"creating": len(self.creates), "updating": len(self.updates), "deleting": len(self.deletes)}
+
+    @property
+    def alarm(self) -> str | None:
+        """Why the plan should not be carried out unasked."""
+        count = len(self.deletes)
+        if not self.governed or count < ALARMING_DELETIONS or count <= ALARMING_SHARE * self.governed:
+            return None
+        share = round(100 * count / self.governed)
+        return f"this would delete {count} of {self.governed} entities ({share} %)"
+
+    def shown(self, include_secrets: bool = False) -> dict[str, Any]:
+        """decK's JSON of a diff, secrets masked unless told otherwise. A deletion stands under `new`, as in decK."""
+        one, pair = (_body, _bodies) if include_secrets else (_shown, _shown_pair)
+        creating = [self._entry(row, one(row), None) for row in self.creates]
+        updating = [self._entry(after, *pair(before, after)) for before, after in self.updates]
+        deleting = [self._entry(row, one(row), None) for row in self.deletes]
+        return {
+            "changes": {"creating": creating, "updating": updating, "deleting": deleting},
+            "summary": {**self.counts, "total": sum(self.counts.values())},
+            "adopting": [
+                {"name": title(row, self.names), "kind": row.type.kind, "owner": sorted(owner)}
+                for row, owner in self.adopted
+            ],
+            "warnings": [self.alarm] if self.alarm else [],
+        }
+
+    def _entry(self, row: Row, new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+        return {"name": title(row, self.names), "kind": row.type.kind, "body": {"new": new, "old": old}}
+
+
+def title(row: Row, names: Mapping[str, str]) -> str:
+    """What decK calls an entity in its output: `rate-limiting for service billing`, `cors (global)`."""
+    scopes = [(name, target) for name in row.type.parents if (target := row.reference(name)) is not None]
+    own = label(row)
+    if row.type.name == "routes":
+        return own
+    if not scopes:
+        return f"{own} (global)" if row.type.name == "plugins" else own
+    listed = " and ".join(f"{name.replace('_', '-')} {names.get(target, target)}" for name, target in scopes)
+    return f"{own} for {listed}"
+
+
+def label(row: Row) -> str:
+    written = row.written
+    for key in ("name", "username", "custom_id"):
+        if isinstance(written.get(key), str):
+            return str(written[key])
+    credential = written.get("key")
+    return _key_ending(credential) if isinstance(credential, str) else row.id
+
+
+def _key_ending(key: str) -> str:
+    """As much of a key as tells it from others without giving it away: the last five characters of a long one."""
+    return f"…{key[-5:]}" if len(key) >= 20 else MASK
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    return content.change_secrets(row.type, _body(row), mask)
+
+
+def _shown_pair(before: Row, after: Row) -> tuple[dict[str, Any], dict[str, Any]]:
+    """New and old body. A secret that changed says so, or the difference would be invisible."""
+    old = _body(before)
+    known: set[str] = set()
+
+    def remember(text: str) -> str:
+        known.add(text)
+        return text
+
+    def mask_new(text: str) -> str:
+        return text if is_vault_reference(text) else MASK if text in known else NEW_MASK
+
+    content.change_secrets(before.type, old, remember)
+    return content.change_secrets(after.type, _body(after), mask_new), content.change_secrets(before.type, old, mask)
+
+
+def _bodies(before: Row, after: Row) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _body(after), _body(before)
+
+
+def _body(row: Row) -> dict[str, Any]:
+    return {"id": row.id, **{key: value for key, value in row.complete.items() if value is not None}}
+
+
+def parent_names(rows: Iterable[Row], find: Callable[[str, str], Row | None]) -> dict[str, str]:
+    """What people call the parents of rows, by id. `find` gives the row of a kind and an id, or None."""
+    names: dict[str, str] = {}
+    listed = list(rows)
+    fresh = {(row.type.name, row.id): row for row in listed}
+    for row in listed:
+        for name, parent in row.type.parents.items():
+            target = row.reference(name)
+            if target is not None and target not in names:
+                found = fresh.get((parent.type, target)) or find(parent.type, target)
+                names[target] = label(found) if found else target
+    return names
