@@ -16,7 +16,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from control_plane import wire
-from control_plane.api import admin, admin_errors, analytics, apply, entities, konnect, nodes, schemas
+from control_plane.api import admin, admin_errors, analytics, apply, audit, entities, konnect, nodes, schemas, tokens
 from control_plane.auth import ensure_admin
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
@@ -140,7 +140,16 @@ def create_app(plane: ControlPlane) -> FastAPI:
 
 
 def _routers() -> list[APIRouter]:
-    return [konnect.router, entities.router(), schemas.router, apply.router, nodes.router, analytics.router]
+    return [
+        konnect.router,
+        entities.router(),
+        schemas.router,
+        apply.router,
+        nodes.router,
+        analytics.router,
+        tokens.router,
+        audit.router,
+    ]
 
 
 async def _health() -> dict[str, str]:

@@ -21,12 +21,14 @@ from gateway_schema.base import is_secret
 if TYPE_CHECKING:
     from control_plane.auth import Principal
     from control_plane.batches import Changes
+    from control_plane.database import Database
     from control_plane.holdings import Row
 
 MAX_ENTITY_LINES = 500
 """Lines about single entities that one transaction writes; the rest is only counted."""
 MAX_FIELDS = 40
 _MAX_NAME = 256
+_PRUNED_AT_ONCE = 1000
 _NAMES = ("instance_name", "name", "username", "custom_id", "prefix", "target", "group", "description")
 """Fields that a person knows an entity by, the most telling first."""
 
@@ -66,9 +68,15 @@ async def record_changes(session: AsyncSession, principal: Principal, control_pl
         await session.execute(insert(AUDIT_LOG), lines)
 
 
-async def prune(session: AsyncSession, before_us: int) -> None:
-    """Forget the lines from before a time (Unix microseconds)."""
-    await session.execute(delete(AUDIT_LOG).where(AUDIT_LOG.c.at_us < before_us))
+async def prune(database: Database, before_us: int) -> None:
+    """Forget the lines from before a time (Unix microseconds), a few at a time, so that no transaction is long."""
+    old = select(AUDIT_LOG.c.id).where(AUDIT_LOG.c.at_us < before_us).order_by(AUDIT_LOG.c.id).limit(_PRUNED_AT_ONCE)
+    while True:
+        async with database.writing() as session:
+            ids = (await session.execute(old)).scalars().all()
+            if not ids:
+                return
+            await session.execute(delete(AUDIT_LOG).where(AUDIT_LOG.c.id.in_(ids)))
 
 
 def _line(

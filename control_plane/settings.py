@@ -34,6 +34,8 @@ class Settings:
     """Fernet keys, separated by commas; the first encrypts, all decrypt. Empty: a file in the state directory."""
     analytics_retention_days: int = 7
     """How long single requests are kept; sums per minute stay."""
+    audit_retention_days: int = 365
+    """How long the audit log keeps a line."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -50,6 +52,7 @@ class Settings:
             admin_token=env.get("TANDEM_ADMIN_TOKEN", ""),
             encryption_key=env.get("TANDEM_ENCRYPTION_KEY", ""),
             analytics_retention_days=_number(env, "TANDEM_ANALYTICS_RETENTION_DAYS", 7, 1, 3650),
+            audit_retention_days=_number(env, "TANDEM_AUDIT_RETENTION_DAYS", 365, 1, 36_500),
         )
 
 

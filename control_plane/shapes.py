@@ -7,7 +7,7 @@ is a record (its keys are fields) and which is a map (its keys are data, and a n
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Union, get_args, get_origin
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gateway_schema.base import is_secret
+from gateway_schema.violations import Path
 
 
 @dataclass(slots=True)
@@ -141,6 +142,38 @@ def _map_leaves(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
         return {key: _map_leaves(item, change) for key, item in value.items()}
     return value
+
+
+def find_secrets(shape: Shape, value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every secret text in `value`, with where it stands: what `map_secrets` would change."""
+    if not shape.has_secrets:
+        return
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from find_secrets(shape, item, (*path, index))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _find_in_field(shape.fields.get(key), item, (*path, key))
+
+
+def _find_in_field(known: FieldShape | None, value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    if known is None or value is None:
+        return
+    if known.secret:
+        yield from _leaves(value, path)
+    elif known.record is not None:
+        yield from find_secrets(known.record, value, path)
+    elif known.values is not None and isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from find_secrets(known.values, item, (*path, key))
+
+
+def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list | Mapping):
+        for key, item in enumerate(value) if isinstance(value, list) else value.items():
+            yield from _leaves(item, (*path, key))
 
 
 def without_absent(shape: Shape, value: Any) -> Any:

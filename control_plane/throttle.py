@@ -78,7 +78,7 @@ class Throttle:
         if record.refusals <= FREE:
             return 0.0
         wait = min(_FIRST_WAIT * 2.0 ** int(record.refusals - FREE), LONGEST)
-        record.closed_until = now + wait
+        record.at = record.closed_until = now + wait  # nothing is forgiven before the wait is over
         return wait
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import grpc
 
+from control_plane import audit
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
 from control_plane.discovery import ConfigSync, Pace
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 PINS_SECONDS = 5.0
 PRUNE_SECONDS = 600.0
+DAY_US = 86_400_000_000
 _GRACE_SECONDS = 1.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -101,8 +103,9 @@ class Wire:
 
     async def _prune(self) -> None:
         now = time.time()
-        await self._ingest.prune(int(now * 1e6) - self._plane.settings.analytics_retention_days * 86_400_000_000)
+        await self._ingest.prune(int(now * 1e6) - self._plane.settings.analytics_retention_days * DAY_US)
         await self._roster.prune(now)
+        await audit.prune(self._plane.database, int(now * 1e6) - self._plane.settings.audit_retention_days * DAY_US)
 
 
 async def start(plane: Plane, pace: Pace | None = None) -> Wire:
