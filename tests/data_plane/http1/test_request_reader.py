@@ -352,6 +352,8 @@ def judged(data: bytes) -> list[tuple[str, str, list[tuple[str, str]], bytes]] |
             elif isinstance(event, h11.EndOfMessage):
                 judge.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
                 judge.send(h11.EndOfMessage())
+                if judge.our_state is h11.MUST_CLOSE:
+                    return seen
                 judge.start_next_cycle()
             else:
                 return seen
