@@ -117,6 +117,16 @@ class Repository:
         found = (await self._session.execute(query)).all()
         return decoded(row, found, self._cipher)[0] if found else None
 
+    async def referring(self, row: EntityType, field_name: str, ids: Sequence[str]) -> Sequence[Row]:
+        """The rows of a kind that refer to any of these, in the order of ids."""
+        table = ENTITY_TABLES[row.name]
+        found: list[Row] = []
+        for start in range(0, len(ids), _CHUNK):
+            condition = table.c[reference_column(field_name)].in_(ids[start : start + _CHUNK])
+            query = _columns(table).where(self._mine(table), condition).order_by(table.c.id)
+            found += decoded(row, (await self._session.execute(query)).all(), self._cipher)
+        return found
+
     def _conditions(self, row: EntityType, table: Table, filters: Filters) -> Iterable[Any]:
         if filters.scope is not None:
             yield table.c[reference_column(filters.scope.field)] == filters.scope.parent_id

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -48,7 +49,7 @@ class Collection:
             repository = await self._repository(request, plane, session)
             filters = self._filters(request.query_params, await self._scope(request, repository))
             rows, more = await repository.list(self._row, size, after, filters)
-        body: dict[str, Any] = {"data": [_shown(row, caller) for row in rows], "next": None}
+            body: dict[str, Any] = {"data": await self._views(repository, rows, caller), "next": None}
         if more:
             body["offset"] = write_offset(rows[-1].id)
             query = {**request.query_params, "offset": body["offset"], "size": str(size)}
@@ -60,30 +61,26 @@ class Collection:
             repository = await self._repository(request, plane, session)
             scope = await self._scope(request, repository)
             found = await repository.get(self._row, _key(request), scope)
-        return answer(_shown(found, caller))
+            [shown] = await self._views(repository, [found], caller)
+        return answer(shown)
 
     async def create(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
-        async with plane.database.writing() as session:
-            repository = await self._repository(request, plane, session, caller)
-            created = await repository.create(self._row, body, await self._scope(request, repository))
-        plane.touch(_control_plane_id(request))
-        return answer(_shown(created, caller), 201)
+        async with self._writing(request, plane, caller) as (repository, scope):
+            created = await self._create(repository, body, scope)
+            [shown] = await self._views(repository, [created], caller)
+        return answer(shown, 201)
 
     async def replace(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
-        async with plane.database.writing() as session:
-            repository = await self._repository(request, plane, session, caller)
-            scope = await self._scope(request, repository)
-            replaced = await repository.replace(self._row, _key(request), body, scope)
-        plane.touch(_control_plane_id(request))
-        return answer(_shown(replaced, caller))
+        async with self._writing(request, plane, caller) as (repository, scope):
+            replaced = await self._replace(repository, _key(request), body, scope)
+            [shown] = await self._views(repository, [replaced], caller)
+        return answer(shown)
 
     async def merge(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
-        async with plane.database.writing() as session:
-            repository = await self._repository(request, plane, session, caller)
-            scope = await self._scope(request, repository)
-            merged = await repository.merge(self._row, _key(request), body, scope)
-        plane.touch(_control_plane_id(request))
-        return answer(_shown(merged, caller))
+        async with self._writing(request, plane, caller) as (repository, scope):
+            merged = await self._merge(repository, _key(request), body, scope)
+            [shown] = await self._views(repository, [merged], caller)
+        return answer(shown)
 
     async def delete(self, request: Request, plane: Plane, caller: Writer) -> Response:
         """204 also when there is nothing: a cascade may have been faster than the client."""
@@ -94,6 +91,35 @@ class Collection:
         if deleted:
             plane.touch(_control_plane_id(request))
         return Response(status_code=204)
+
+    # -- what kinds with more to them than their fields do in a way of their own, inside the transaction
+
+    async def _create(self, repository: Repository, body: dict[str, Any], scope: Scope | None) -> Row:
+        return await repository.create(self._row, body, scope)
+
+    async def _replace(self, repository: Repository, key: str, body: dict[str, Any], scope: Scope | None) -> Row:
+        return await repository.replace(self._row, key, body, scope)
+
+    async def _merge(self, repository: Repository, key: str, body: dict[str, Any], scope: Scope | None) -> Row:
+        return await repository.merge(self._row, key, body, scope)
+
+    async def _views(self, repository: Repository, rows: Sequence[Row], caller: Principal) -> Sequence[dict[str, Any]]:
+        """Secrets in clear for who may see them (decK compares them), masked for everyone else, also for who wrote
+        them."""
+        entities = [row.entity() for row in rows]
+        if caller.may("reveal"):
+            return entities
+        return [content.change_secrets(self._row, entity, mask) for entity in entities]
+
+    @contextlib.asynccontextmanager
+    async def _writing(
+        self, request: Request, plane: Plane, caller: Principal
+    ) -> AsyncIterator[tuple[Repository, Scope | None]]:
+        """A transaction, and after its commit a new snapshot."""
+        async with plane.database.writing() as session:
+            repository = await self._repository(request, plane, session, caller)
+            yield repository, await self._scope(request, repository)
+        plane.touch(_control_plane_id(request))
 
     async def _repository(
         self, request: Request, plane: Plane, session: AsyncSession, author: Principal | None = None
@@ -171,12 +197,6 @@ def _control_plane_id(request: Request) -> str:
 
 def _key(request: Request) -> str:
     return str(request.path_params["key"])
-
-
-def _shown(row: Row, caller: Principal) -> dict[str, Any]:
-    """Secrets in clear for who may see them (decK compares them), masked for everyone else, also for who wrote them."""
-    entity = row.entity()
-    return entity if caller.may("reveal") else content.change_secrets(row.type, entity, mask)
 
 
 def read_size(query: Mapping[str, str]) -> int:
