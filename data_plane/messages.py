@@ -24,11 +24,11 @@ class Headers:
         self._index: dict[str, int | tuple[int, ...]] | None = None
 
     @classmethod
-    def adopt(cls, raw: list[tuple[str, str]]) -> Headers:
-        """Headers over this very list, which from now on is theirs."""
+    def adopt(cls, raw: list[tuple[str, str]], index: dict[str, int | tuple[int, ...]] | None = None) -> Headers:
+        """Headers over this very list, which from now on is theirs; so is its index, where the caller has it."""
         headers = cls.__new__(cls)
         headers.raw = raw
-        headers._index = None
+        headers._index = index
         return headers
 
     def get(self, name: str) -> str | None:

@@ -5,8 +5,9 @@ llhttp, in its strict mode, refuses bare line feeds, folded header lines, contro
 read differently is refused here: codings other than `chunked`, chunked HTTP/1.0, versions that are not 1.0 or 1.1, no
 or several or odd `Host` fields, targets that are not a path. After a refusal nothing more is read from the connection.
 
-This is the hottest code of the data plane, so llhttp's callbacks are bound to `list.append` where they can be, header
-fields are decoded all at once, and a body that arrives with its head never becomes an IncomingBody.
+This is the hottest code of the data plane: a request that arrives whole and plain is read by `whole`, and only the rest
+comes further. llhttp's callbacks are bound to `list.append` where they can be, and a body that arrives with its head
+never becomes an IncomingBody.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from data_plane.errors import BadRequest, GatewayError, HeadTooLarge, PayloadToo
 from data_plane.http1.body import Flow, IncomingBody
 from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ServerLimits
+from data_plane.http1.whole import WholeReader
 from data_plane.messages import BufferedBody, Headers, Request
 
 _METHODS = {
@@ -32,6 +34,7 @@ _METHODS = {
     for name in names
 }
 """What llhttp knows, less CONNECT (we are no tunnel) and the methods of RTSP and ICE."""
+_METHOD_NAMES = frozenset(_METHODS.values())
 _VERSIONS = frozenset({"1.0", "1.1"})
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~!$&'()*+,;=%]*)(?::[0-9]{0,5})?").fullmatch
 _ABSOLUTE = re.compile(r"https?://([^/?#]+)([^#]*)", re.IGNORECASE).fullmatch
@@ -74,6 +77,7 @@ class RequestReader:
         "_flow",
         "_head_ended",
         "_host",
+        "_is_between",
         "_last",
         "_length",
         "_limits",
@@ -85,6 +89,7 @@ class RequestReader:
         "_resuming",
         "_target",
         "_unfinished_size",
+        "_whole",
         "_wire_size",
         "body",
         "on_body",
@@ -118,6 +123,9 @@ class RequestReader:
         self.on_url = self._target.append
         self.on_body = self._pieces.append
         self._parser = httptools.HttpRequestParser(self)
+        self._is_between = True
+        """Whether the parser has seen no byte of a request that it has not seen the end of."""
+        self._whole = WholeReader(httptools.HttpRequestParser)
 
     @property
     def in_head(self) -> bool:
@@ -126,8 +134,9 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Parse what arrived. Raises Refused; then, and after a request that closes the connection, no more is read."""
-        body = self.body
-        if self._last and body is None:
+        if self._last and self.body is None:
+            return
+        if self._is_between and self._read_whole(data):
             return
         unfinished = bool(self._target)
         self._head_ended = False
@@ -145,6 +154,29 @@ class RequestReader:
             self._count_unfinished(len(data) if unfinished and not self._head_ended else 0)
         elif self.body is not None and self._chunked:
             self._count_overhead(self.body, len(data))
+
+    def _read_whole(self, data: bytes) -> bool:
+        """Read a request that is whole, and for the host that the one before was for; says whether it was one."""
+        whole = self._whole.read(data)
+        if whole is None:
+            return False
+        method, _, rest = whole.first.partition(" ")
+        target, _, version = rest.partition(" ")
+        headers, limits, size = whole.headers, self._limits, whole.head_size
+        if version != "HTTP/1.1" or method not in _METHOD_NAMES or target[:1] != "/" or "#" in target:
+            return False
+        if headers.get("host") != self._host or not self._host:
+            return False
+        if len(target) > limits.max_target_size or size > limits.max_head_size or len(headers.raw) > limits.max_headers:
+            return False
+        if limits.max_body_size and len(whole.body) > limits.max_body_size:
+            return False
+        arrival = Arrival(method, target, headers, BufferedBody(whole.body), peer=self._peer, size=size)
+        arrival.incoming = None
+        arrival.expects_continue = False
+        arrival.keep_alive = True
+        self._arrived(arrival)
+        return True
 
     # Rare turns.
 
@@ -237,6 +269,9 @@ class RequestReader:
 
     # What httptools calls, beside `on_url` and `on_body`.
 
+    def on_message_begin(self) -> None:
+        self._is_between = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append(decode_field(name, value))
 
@@ -290,6 +325,7 @@ class RequestReader:
             body.finish()
         if self._fields:
             self._fields.clear()
+        self._is_between = True
 
     def _fill(self, arrival: Arrival, pieces: list[bytes]) -> None:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)

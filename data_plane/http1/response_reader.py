@@ -10,6 +10,7 @@ import httptools
 from data_plane.http1.body import Flow, IncomingBody
 from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ClientLimits
+from data_plane.http1.whole import WholeReader
 from data_plane.messages import Headers, Response
 
 _MAX_INTERIM = 16
@@ -39,6 +40,7 @@ class ResponseReader:
         "_response",
         "_unfinished_size",
         "_until_close",
+        "_whole",
         "_wire_size",
         "began",
         "body",
@@ -72,6 +74,7 @@ class ResponseReader:
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
+        self._whole = WholeReader(httptools.HttpResponseParser)
 
     def expect(self, method: str) -> None:
         """The next bytes answer a request of this method."""
@@ -82,6 +85,8 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> None:
         """Parse what arrived. Raises ProtocolFault."""
+        if not (self.began or self.complete or self._head_only) and self._read_whole(data):
+            return
         self.began = True
         unfinished = self._in_head
         self._head_ended = False
@@ -102,6 +107,22 @@ class ResponseReader:
             self._unfinished_size += len(data)
             if self._unfinished_size > self._limits.max_head_size:
                 raise ProtocolFault("the head is too large")
+
+    def _read_whole(self, data: bytes) -> bool:
+        """Read an answer that is all here and plain; says whether it was one."""
+        whole = self._whole.read(data)
+        if whole is None or "content-length" not in whole.headers:
+            return False
+        version, _, rest = whole.first.partition(" ")
+        code = rest[:3]
+        if version != "HTTP/1.1" or not code.isdigit() or int(code) < 200:
+            return False
+        if len(whole.headers) > self._limits.max_headers or whole.head_size > self._limits.max_head_size:
+            return False
+        self.began = self.complete = self.keep_alive = True
+        self._response = Response(int(code), whole.headers, whole.body, source="upstream")
+        self._pieces.append(whole.body)
+        return True
 
     def end(self) -> bool:
         """The connection was closed in good order: is that where this body ends? If so, it is complete."""
