@@ -3,16 +3,21 @@
 Times come from the exchange's marks (`reference/analytics.md` §2.2): total is the last byte minus the first; upstream
 the last attempt's wait for its first byte; gateway what is left of the total without waiting for and receiving from
 upstreams.
+
+Making a protobuf message of thirty fields costs more than routing its request. Most fields, though, are the same for
+most exchanges of a route: they are serialised once and remembered. A message's fields may be written in any order, so
+an event is what is remembered, followed by what is its own.
 """
 
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Protocol
 
 from data_plane.exchange import Exchange, LlmCall, Marks
 from data_plane.http1.server import Sent
-from data_plane.messages import Response
+from data_plane.messages import BufferedBody, Response
 from data_plane.router import split_host
 from gateway_schema.wire import analytics_pb2
 
@@ -21,6 +26,7 @@ CLIENT_CLOSED = 499
 
 _METHOD, _SCHEME, _HOST, _PATH, _USER_AGENT = 16, 8, 255, 1024, 256
 """Longest texts, in characters."""
+_LLM_CALLS_TAG = b"\xea\x01"  # field 29 of RequestEvent, length-delimited
 
 
 class Reporter(Protocol):
@@ -40,68 +46,111 @@ def status_of(response: Response, sent: Sent) -> int:
 def event_of(exchange: Exchange, response: Response, sent: Sent) -> bytes:
     """The serialised RequestEvent of an exchange that ended just now."""
     now = time.monotonic()
-    marks = exchange.marks
-    request = exchange.request
+    marks, request = exchange.marks, exchange.request
     headers = request.headers
     total = now - marks.received
     started = int(exchange.started_at * 1_000_000)
     route, service, consumer, credential = exchange.route, exchange.service, exchange.consumer, exchange.credential
-    event = analytics_pb2.RequestEvent(
+    upstream, receive, gateway = _upstream_times(marks, now, total)
+    common = _common(
+        exchange.runtime.version,
+        service.id if service is not None else None,
+        route.id if route is not None else None,
+        consumer.id if consumer is not None else None,
+        credential.id if credential is not None else None,
+        request.method,
+        exchange.scheme,
+        (headers.get("host") or "")[: _HOST + 8],
+        (headers.get("user-agent") or "")[:_USER_AGENT],
+        exchange.client_ip,
+        status_of(response, sent),
+        exchange.upstream_status,
+        response.source,
+        exchange.error_kind,
+        exchange.plugin_name,
+        sent.outcome,
+    )
+    own = analytics_pb2.RequestEvent(
         request_id=bytes.fromhex(exchange.id),
         started_us=started,
         finished_us=started + _us(total),
-        config_version=exchange.runtime.version,
-        service_id=(service.id or "") if service is not None else "",
-        route_id=(route.id or "") if route is not None else "",
-        consumer_id=(consumer.id or "") if consumer is not None else "",
-        credential_id=(credential.id or "") if credential is not None else "",
-        method=request.method[:_METHOD],
-        scheme=exchange.scheme[:_SCHEME],
-        host=_text(split_host(headers.get("host") or "")[0], _HOST),
         path=_text(request.target.partition("?")[0], _PATH),
-        user_agent=_text(headers.get("user-agent") or "", _USER_AGENT),
-        client_ip=_text(exchange.client_ip, 64),
-        status=status_of(response, sent),
-        upstream_status=exchange.upstream_status,
-        source=response.source,
-        error_kind=exchange.error_kind,
-        plugin_name=exchange.plugin_name,
         request_size=request.size + _received(exchange),
         response_size=sent.bytes_sent,
         total_us=_us(total),
-        callout_us=_us(marks.callouts),
-        outcome=sent.outcome,
-        parent_request_id=exchange.parent_id,
-        decision_id=exchange.decision.id if exchange.decision is not None else "",
+        upstream_us=upstream,
+        gateway_us=gateway,
+        receive_us=receive,
     )
-    _add_upstream_times(event, marks, now, total)
-    if exchange.llm_calls:
-        event.llm_calls.extend(_llm_call(call) for call in exchange.llm_calls)
+    if marks.callouts:
+        own.callout_us = _us(marks.callouts)
+    if exchange.parent_id:
+        own.parent_request_id = exchange.parent_id
+    if exchange.decision is not None:
+        own.decision_id = exchange.decision.id
+    serialised: bytes = common + own.SerializeToString()
+    for call in exchange.llm_calls:
+        serialised += _llm_call(call)
+    return serialised
+
+
+@lru_cache(maxsize=1024)
+def _common(
+    config_version: int,
+    service_id: str | None,
+    route_id: str | None,
+    consumer_id: str | None,
+    credential_id: str | None,
+    method: str,
+    scheme: str,
+    host: str,
+    user_agent: str,
+    client_ip: str,
+    status: int,
+    upstream_status: int,
+    source: str,
+    error_kind: str,
+    plugin_name: str,
+    outcome: str,
+) -> bytes:
+    """The fields that many events share, serialised. Texts of clients come cut: what is remembered has its bounds."""
+    event = analytics_pb2.RequestEvent(
+        config_version=config_version,
+        service_id=service_id or "",
+        route_id=route_id or "",
+        consumer_id=consumer_id or "",
+        credential_id=credential_id or "",
+        method=method[:_METHOD],
+        scheme=scheme[:_SCHEME],
+        host=_text(split_host(host)[0], _HOST),
+        user_agent=_text(user_agent, _USER_AGENT),
+        client_ip=_text(client_ip, 64),
+        status=status,
+        upstream_status=upstream_status,
+        source=source,
+        error_kind=error_kind,
+        plugin_name=plugin_name,
+        outcome=outcome,
+    )
     return event.SerializeToString()
 
 
-def _add_upstream_times(event: analytics_pb2.RequestEvent, marks: Marks, now: float, total: float) -> None:
+def _upstream_times(marks: Marks, now: float, total: float) -> tuple[int | None, int | None, int]:
+    """Microseconds upstream, receiving and in the gateway; None where no upstream was called."""
     if marks.first_attempt is None or marks.upstream_started is None:
-        event.gateway_us = _us(total)
-        return
+        return None, None, _us(total)
     first_byte = marks.first_byte if marks.first_byte is not None else now
     done = marks.upstream_done if marks.upstream_done is not None else now
-    event.upstream_us = _us(first_byte - marks.upstream_started)
-    event.receive_us = _us(done - first_byte)
-    event.gateway_us = _us(total - (done - marks.first_attempt))
+    return (
+        _us(first_byte - marks.upstream_started),
+        _us(done - first_byte),
+        _us(total - (done - marks.first_attempt)),
+    )
 
 
-def _llm_call(call: LlmCall) -> analytics_pb2.LlmCall:
-    return analytics_pb2.LlmCall(
-        plugin_id=call.plugin_id,
-        provider=call.provider,
-        request_model=call.request_model,
-        response_model=call.response_model,
-        model_alias=call.model_alias,
-        stream=call.stream,
-        status=call.status,
-        error_kind=call.error_kind,
-        role=call.role,
+def _llm_call(call: LlmCall) -> bytes:
+    """A call as the field of an event that it is."""
+    own = analytics_pb2.LlmCall(
         duration_us=_us(call.duration),
         ttft_us=None if call.ttft is None else _us(call.ttft),
         prompt_tokens=call.prompt_tokens,
@@ -109,15 +158,59 @@ def _llm_call(call: LlmCall) -> analytics_pb2.LlmCall:
         cached_tokens=call.cached_tokens,
         cache_write_tokens=call.cache_write_tokens,
         reasoning_tokens=call.reasoning_tokens,
-        token_source=call.token_source,
         cost_nano_usd=call.cost_nano_usd,
-        finish_reason=call.finish_reason,
     )
+    common = _common_of_call(
+        call.plugin_id,
+        call.provider,
+        call.request_model,
+        call.response_model,
+        call.model_alias,
+        call.stream,
+        call.status,
+        call.error_kind,
+        call.role,
+        call.token_source,
+        call.finish_reason,
+    )
+    return _embedded(_LLM_CALLS_TAG, common + own.SerializeToString())
+
+
+@lru_cache(maxsize=1024)
+def _common_of_call(
+    plugin_id: str,
+    provider: str,
+    request_model: str,
+    response_model: str,
+    model_alias: str,
+    stream: bool,
+    status: int,
+    error_kind: str,
+    role: str,
+    token_source: str,
+    finish_reason: str,
+) -> bytes:
+    call = analytics_pb2.LlmCall(
+        plugin_id=plugin_id,
+        provider=provider,
+        request_model=request_model,
+        response_model=response_model,
+        model_alias=model_alias,
+        stream=stream,
+        status=status,
+        error_kind=error_kind,
+        role=role,
+        token_source=token_source,
+        finish_reason=finish_reason,
+    )
+    return call.SerializeToString()
 
 
 def _received(exchange: Exchange) -> int:
     """Bytes of the request's body that arrived."""
     body = exchange.received_body
+    if type(body) is BufferedBody:
+        return len(body.data)
     received = getattr(body, "received", None)
     return received if received is not None else (body.length or 0)
 
@@ -126,6 +219,17 @@ def _text(value: str, longest: int) -> str:
     """Wire text (latin-1) as Unicode that protobuf accepts, cut."""
     value = value[:longest]
     return value if value.isascii() else value.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _embedded(tag: bytes, message: bytes) -> bytes:
+    """A serialised message as a field of another."""
+    size = bytearray()
+    left = len(message)
+    while left > 0x7F:
+        size.append(left & 0x7F | 0x80)
+        left >>= 7
+    size.append(left)
+    return tag + bytes(size) + message
 
 
 def _us(seconds: float) -> int:
