@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
-from data_plane.messages import BufferedBody, Request, Response
+from data_plane.messages import Body, BufferedBody, Request, Response
 
 if TYPE_CHECKING:
     from data_plane.ai.decision import Decision
@@ -71,6 +73,16 @@ class Marks:
     callouts: float = 0.0
 
 
+_ids: Final = random.Random(int.from_bytes(os.urandom(32)))  # noqa: S311 (an id is a name, not a secret)
+"""Makes ids of exchanges: the system's own source would cost a system call for each. Workers are started, never forked,
+so no two draw the same."""
+
+
+def new_id() -> str:
+    """32 hex digits."""
+    return f"{_ids.getrandbits(128):032x}"
+
+
 class Exchange:
     """A request, what has become known about it, and at the end its response.
 
@@ -79,76 +91,57 @@ class Exchange:
     `upstream` by the route's service or by the plugin that names another.
     """
 
-    __slots__ = (
-        "chat",
-        "client_ip",
-        "consumer",
-        "credential",
-        "deadline",
-        "decision",
-        "depth",
-        "error_kind",
-        "id",
-        "llm_calls",
-        "marks",
-        "match",
-        "parent_id",
-        "plan",
-        "plugin_name",
-        "plugins",
-        "received_body",
-        "request",
-        "response",
-        "route",
-        "runtime",
-        "scheme",
-        "service",
-        "shared",
-        "started_at",
-        "trusted",
-        "upstream",
-        "upstream_status",
-    )
+    # What an exchange begins without stands here once, not in `__init__` for every request.
+    scheme: str
+    """As the client used it, where a trusted proxy says so."""
+    client_ip: str
+    """The client's address, where a trusted proxy tells it."""
+    received_body: Body
+    """The body as it arrives, for the count of its bytes: plugins may put another in its place."""
+    depth: int = 0
+    parent_id: str = ""
+    deadline: float | None = None
+    trusted: bool = False
+    """Whether the peer is a proxy whose X-Forwarded-* headers are believed."""
+    route: Route | None = None
+    service: Service | None = None
+    match: Match | None = None
+    consumer: Consumer | None = None
+    credential: KeyAuthCredential | None = None
+    upstream: Upstream | None = None
+    upstream_status: int = 0
+    response: Response | None = None
+    error_kind: str = ""
+    plugin_name: str = ""
+    """Of the plugin that answered or failed."""
+    plan: Plan | None = None
+    """The route's plugins in their order; set with the route."""
+    decision: Decision | None = None
+    """How a model was chosen, when one was asked."""
+    chat: Chat | None = None
+    """The body parsed as JSON, when an AI plugin needed it; `body_bytes` and `set_body` keep the two in step."""
 
     def __init__(self, request: Request, runtime: Any, *, parent: Exchange | None = None) -> None:
-        self.id = os.urandom(16).hex()
+        self.id = new_id()
         self.request = request
         self.runtime = runtime
         self.started_at = time.time()
         self.marks = Marks(time.monotonic())
-        self.depth: int = 0 if parent is None else parent.depth + 1
-        self.parent_id: str = "" if parent is None else parent.id
         self.scheme = request.scheme
-        """As the client used it, where a trusted proxy says so."""
-        self.client_ip: str = request.peer[0]
-        """The client's address, where a trusted proxy tells it."""
-        self.trusted = False
-        """Whether the peer is a proxy whose X-Forwarded-* headers are believed."""
+        self.client_ip = request.peer[0]
         self.received_body = request.body
-        """The body as it arrives, for the count of its bytes: plugins may put another in its place."""
-        self.deadline: float | None = None if parent is None else parent.deadline
-        self.route: Route | None = None
-        self.service: Service | None = None
-        self.match: Match | None = None
-        self.consumer: Consumer | None = None
-        self.credential: KeyAuthCredential | None = None
-        self.upstream: Upstream | None = None
-        self.upstream_status = 0
-        self.response: Response | None = None
-        self.error_kind = ""
-        self.plugin_name = ""
-        """Of the plugin that answered or failed."""
-        self.plan: Plan | None = None
-        """The route's plugins in their order; set with the route."""
         self.plugins: list[Bound] = []
         """The configurations chosen so far, for the log phase."""
         self.llm_calls: list[LlmCall] = []
-        self.decision: Decision | None = None
-        """How a model was chosen, when one was asked."""
-        self.shared: dict[str, Any] = {}
+        if parent is not None:
+            self.depth = parent.depth + 1
+            self.parent_id = parent.id
+            self.deadline = parent.deadline
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
         """Kong's `kong.ctx.shared`."""
-        self.chat: Chat | None = None
-        """The body parsed as JSON, when an AI plugin needed it; `body_bytes` and `set_body` keep the two in step."""
+        return {}
 
     async def body_bytes(self, limit: int = 0) -> bytes:
         """The request's body as it stands now, edits of the chat included. Raises PayloadTooLarge."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 
 from data_plane import chain
 from data_plane.analytics import Reporter, event_of
 from data_plane.error_bodies import error_page
 from data_plane.errors import BadRequest, GatewayError, HttpsRequired, InternalError, RouteNotFound
-from data_plane.exchange import Exchange
+from data_plane.exchange import Exchange, new_id
 from data_plane.forwarding import TrustedPeers, forwarded_host
 from data_plane.http1.server import Sent
 from data_plane.log_record import log_record
@@ -76,7 +75,7 @@ class Pipeline:
     def refused(self, error: GatewayError, request: Request | None, peer: tuple[str, int]) -> Response:
         """What goes out before the connection is closed; counted where it is known what was asked for."""
         if request is None:
-            response = error_page(error, os.urandom(16).hex(), None)
+            response = error_page(error, new_id(), None)
             response.headers.add("Server", SERVER)
             return response
         exchange = Exchange(request, self.runtime)

@@ -159,6 +159,10 @@ class Router:
         self._header_names = frozenset(header.name for rule in rules for header in rule.headers)
         self._found: OrderedDict[tuple[object, ...], Match] = OrderedDict()
         self._missed: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        self._looks_no_further = not (self._uses_host or self._uses_sni or self._header_names)
+        """Than at path and method: so it is with most configurations."""
+        self._found_quickly: dict[tuple[str, str], Match] = {}
+        """By path and method, where nothing else matters; emptied when it is full."""
 
     def match(self, request: Request, *, scheme: str = "http", port: int = 80, sni: str = "") -> Match | None:
         """The route for a request. `port` is the listener's, used when the Host header names none.
@@ -166,6 +170,8 @@ class Router:
         A target in absolute form must have been reduced to path and query before.
         """
         path = request.target.partition("?")[0]
+        if self._looks_no_further:
+            return self._match_quickly(path, request.method)
         host = ""
         if self._uses_host:
             host, given_port = split_host(request.headers.get("host") or "")
@@ -181,6 +187,17 @@ class Router:
             headers,
         )
         return self._remembered(question)
+
+    def _match_quickly(self, path: str, method: str) -> Match | None:
+        key = (path, method)
+        found = self._found_quickly.get(key)
+        if found is None:
+            found = self._remembered(Question(method if self._uses_method else "", "", 0, path, "", "", _NO_HEADERS))
+            if found is not None and len(path) <= _LONGEST_CACHED_TARGET:
+                if len(self._found_quickly) >= _CACHED:
+                    self._found_quickly.clear()
+                self._found_quickly[key] = found
+        return found
 
     def _remembered(self, question: Question) -> Match | None:
         headers = tuple(question.headers.items()) if question.headers else ()
