@@ -16,7 +16,20 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from control_plane import wire
-from control_plane.api import admin, admin_errors, analytics, apply, audit, entities, konnect, nodes, schemas, tokens
+from control_plane.api import (
+    admin,
+    admin_errors,
+    analytics,
+    apply,
+    audit,
+    entities,
+    konnect,
+    nodes,
+    plans,
+    schemas,
+    snapshots,
+    tokens,
+)
 from control_plane.auth import ensure_admin
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
@@ -32,6 +45,7 @@ from control_plane.errors import (
     new_trace,
     problem,
 )
+from control_plane.history import History
 from control_plane.holdings import HoldingsCache
 from control_plane.pins import Pins
 from control_plane.secrets import Cipher, open_cipher, read_keys
@@ -62,6 +76,7 @@ class ControlPlane:
         self.throttle = Throttle()
         self.cipher: Cipher
         self.holdings: HoldingsCache
+        self.history: History
         self.wire: wire.Wire | None = None
 
     @property
@@ -76,11 +91,14 @@ class ControlPlane:
         keys = read_keys(self.settings)
         await self._open_database(keys)
         self.holdings = HoldingsCache(self.cipher)
+        kept = (self.settings.history_snapshots, self.settings.history_days)
+        self.history = History(self.database, self.cipher, self.holdings.load, *kept)
         self.wire = await wire.start(self)
 
     async def close(self) -> None:
         if self.wire is not None:
             await self.wire.close()
+            await self.history.close()
         await self.snapshots.close()
         await self.database.close()
 
@@ -95,11 +113,13 @@ class ControlPlane:
     def touch(self, control_plane_id: str) -> None:
         """An entity was committed: make a snapshot at the next quiet moment."""
         self.snapshots.touch(control_plane_id)
+        self.history.touched(control_plane_id)
 
     async def forget(self, control_plane_id: str) -> None:
         """A control plane was deleted: its nodes are nobody's, its snapshots nothing."""
         self.snapshots.forget(control_plane_id)
         self.holdings.forget(control_plane_id)
+        self.history.forget(control_plane_id)
         await self.pins.refresh()
 
     async def _open_database(self, keys: list[str]) -> None:
@@ -145,6 +165,8 @@ def _routers() -> list[APIRouter]:
         entities.router(),
         schemas.router,
         apply.router,
+        plans.router,
+        snapshots.router,
         nodes.router,
         analytics.router,
         tokens.router,

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane import content
-from control_plane.holdings import Row
+from control_plane.holdings import Holdings, Row
 from control_plane.ownership import OwnerSet
 from control_plane.secrets import MASK, NEW_MASK, is_vault_reference, mask
+from gateway_schema.registry import ENTITY_TYPES
 
 ALARMING_DELETIONS = 10
 ALARMING_SHARE = 0.3
@@ -135,3 +136,22 @@ def parent_names(rows: Iterable[Row], find: Callable[[str, str], Row | None]) ->
                 found = fresh.get((parent.type, target)) or find(parent.type, target)
                 names[target] = label(found) if found else target
     return names
+
+
+def row_changes(old: Holdings, new: Holdings) -> tuple[list[Row], list[tuple[Row, Row]], list[Row]]:
+    """What was created, updated (as old and new) and deleted between two versions, in the order of a plan."""
+    creates: list[Row] = []
+    updates: list[tuple[Row, Row]] = []
+    deletes: list[Row] = []
+    for row_type in ENTITY_TYPES.values():
+        before, after = old.of(row_type.name), new.of(row_type.name)
+        if before is after:
+            continue
+        for entity_id, row in after.items():
+            known = before.get(entity_id)
+            if known is None:
+                creates.append(row)
+            elif known is not row and known.written != row.written:
+                updates.append((known, row))
+        deletes[:0] = [row for entity_id, row in before.items() if entity_id not in after]
+    return creates, updates, deletes

@@ -34,6 +34,10 @@ class Settings:
     """Fernet keys, separated by commas; the first encrypts, all decrypt. Empty: a file in the state directory."""
     analytics_retention_days: int = 7
     """How long single requests are kept; sums per minute stay."""
+    history_snapshots: int = 100
+    """How many snapshots of each control plane are kept to look at and to go back to."""
+    history_days: int = 30
+    """How long they are kept; the newest always is."""
     audit_retention_days: int = 365
     """How long the audit log keeps a line."""
 
@@ -52,6 +56,8 @@ class Settings:
             admin_token=env.get("TANDEM_ADMIN_TOKEN", ""),
             encryption_key=env.get("TANDEM_ENCRYPTION_KEY", ""),
             analytics_retention_days=_number(env, "TANDEM_ANALYTICS_RETENTION_DAYS", 7, 1, 3650),
+            history_snapshots=_number(env, "TANDEM_HISTORY_SNAPSHOTS", 100, 1, 10_000),
+            history_days=_number(env, "TANDEM_HISTORY_DAYS", 30, 1, 3650),
             audit_retention_days=_number(env, "TANDEM_AUDIT_RETENTION_DAYS", 365, 1, 36_500),
         )
 

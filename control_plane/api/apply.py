@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,7 @@ from control_plane.auth import Principal
 from control_plane.content import change_secrets
 from control_plane.errors import BadRequest, DocumentRefused, Forbidden, fault
 from control_plane.holdings import Row
-from control_plane.plan import make_plan
+from control_plane.plan import Mode, make_plan
 from control_plane.planned import Plan
 from control_plane.secrets import mask
 from gateway_schema.document import Declaration, read_declaration, write_declaration
@@ -28,18 +28,21 @@ router = APIRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["docume
 EMPTY_DOCUMENT = {"_format_version": "3.0"}
 
 
-class ApplyRequest(BaseModel):
+class PlanRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     document: dict[str, Any] = Field(default_factory=lambda: dict(EMPTY_DOCUMENT))
     """decK's format 3.0; a reset needs none."""
     select_tags: list[str] | None = None
-    mode: Literal["sync", "apply", "reset"] = "sync"
+    mode: Mode = "sync"
+    adopt: bool = False
+    """Take over what other sets of select tags own, where the plan would change or delete it."""
+
+
+class ApplyRequest(PlanRequest):
     commit: bool = False
     include_secrets: bool = False
     """Whether bodies of the plan show secrets in clear."""
-    adopt: bool = False
-    """Take over what other sets of select tags own, where the plan would change or delete it."""
     force: bool = False
     """Delete an alarming share of what the document governs."""
 
@@ -52,11 +55,16 @@ async def apply(control_plane_id: str, body: Body, plane: Plane, caller: Writer)
         raise Forbidden("this token lacks the scope 'reveal', which showing secrets needs")
     declaration = await asyncio.to_thread(_read, request)
     async with undertaking(plane, control_plane_id, caller, commit=request.commit) as work:
-        _check_name(declaration, work.name)
-        plan = await asyncio.to_thread(_plan, work, declaration, request)
+        plan = await _plan(work, declaration, request)
         await work.carry_out(plan, request.mode, force=request.force)
     said = await publish(work)
     return answer({"plan": await asyncio.to_thread(plan.shown, request.include_secrets), **said})
+
+
+async def plan_declared(work: Undertaking, request: PlanRequest) -> tuple[Plan, tuple[str, ...]]:
+    """The plan for a document, and the select tags it was made under. Raises DocumentRefused."""
+    declaration = await asyncio.to_thread(_read, request)
+    return await _plan(work, declaration, request), declaration.select_tags
 
 
 @router.get("/document")
@@ -90,7 +98,7 @@ def _written(row: Row, caller: Principal) -> dict[str, Any]:
     return row.written if caller.may("reveal") else change_secrets(row.type, row.written, mask)
 
 
-def _read(request: ApplyRequest) -> Declaration:
+def _read(request: PlanRequest) -> Declaration:
     try:
         return read_declaration(request.document, request.select_tags or ())
     except SchemaViolation as error:
@@ -99,8 +107,10 @@ def _read(request: ApplyRequest) -> Declaration:
         raise BadRequest("the document is nested too deeply") from None
 
 
-def _plan(work: Undertaking, declaration: Declaration, request: ApplyRequest) -> Plan:
-    return make_plan(
+async def _plan(work: Undertaking, declaration: Declaration, request: PlanRequest) -> Plan:
+    _check_name(declaration, work.name)
+    return await asyncio.to_thread(
+        make_plan,
         work.holdings,
         declaration,
         mode=request.mode,

@@ -1,0 +1,269 @@
+"""What a control plane held, version by version: who made it, when, and the way back.
+
+An apply, a saved plan and a rollback each make an entry of their own. Single writes (decK's, the Admin API's) come in
+flurries: one that has been quiet for a moment is one entry, with the names that the audit log has for it. Before an
+apply the state it found is entered too, if nobody had entered it: every apply can be rolled back.
+
+Entries hold rows as they were written, with their owners, so that a way back brings no defaults along. They hold
+secrets, and are encrypted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane import ownership
+from control_plane.database import Database
+from control_plane.errors import NotFound
+from control_plane.holdings import Holdings, Row
+from control_plane.models import AUDIT_LOG, SNAPSHOTS
+from control_plane.ownership import Owners
+from control_plane.planned import row_changes
+from control_plane.rollups import upsert
+from control_plane.sealed import seal, unseal
+from control_plane.secrets import Cipher
+from control_plane.snapshot import build
+from gateway_schema.registry import ENTITY_TYPES
+
+_log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 2.0
+PATIENCE_SECONDS = 30.0
+"""A flurry of single writes that never pauses is entered this often."""
+_MAX_AUTHORS = 5
+
+Load = Callable[[AsyncSession, str], Awaitable[Holdings]]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What was held at one version, and whose it was."""
+
+    holdings: Holdings
+    owners: Owners
+
+    @property
+    def version(self) -> int:
+        return self.holdings.version
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the history, without what was held."""
+
+    version: int
+    hash: str
+    author: str
+    action: str
+    created_ms: int
+    summary: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Flurry:
+    """Single writes that follow each other closely; loop time of the first and the last."""
+
+    first: float
+    last: float
+    task: asyncio.Task[None] | None = None
+
+
+class History:
+    """The kept snapshots: the newest `keep` of each control plane, and none older than `keep_days` but the newest."""
+
+    def __init__(self, database: Database, cipher: Cipher, load: Load, keep: int, keep_days: int) -> None:
+        self._database = database
+        self._cipher = cipher
+        self._load = load
+        self._keep = keep
+        self._keep_days = keep_days
+        self._last: dict[str, State] = {}
+        self._flurries: dict[str, _Flurry] = {}
+
+    # -- writing
+
+    async def record(self, before: State, after: State, hash_: str | None, author: str, action: str) -> None:
+        """Enter the state that a committed plan made, and the one it found if that was not entered yet."""
+        control_plane_id = before.holdings.control_plane_id
+        if before.version > 0 and not await self._knows(control_plane_id, before.version):
+            await self._enter(before, None, None, "changes")
+        self._remember(before)
+        await self._enter(after, hash_, author, action)
+
+    def touched(self, control_plane_id: str) -> None:
+        """A single entity was committed: enter what is held when the flurry is over."""
+        now = asyncio.get_running_loop().time()
+        flurry = self._flurries.get(control_plane_id)
+        if flurry is None or flurry.task is None or flurry.task.done():
+            flurry = self._flurries[control_plane_id] = _Flurry(now, now)
+            work = self._enter_when_quiet(control_plane_id, flurry)
+            flurry.task = asyncio.create_task(work, name=f"history {control_plane_id}")
+        flurry.last = now
+
+    def forget(self, control_plane_id: str) -> None:
+        """The control plane was deleted."""
+        self._last.pop(control_plane_id, None)
+        flurry = self._flurries.pop(control_plane_id, None)
+        if flurry is not None and flurry.task is not None:
+            flurry.task.cancel()
+
+    async def close(self) -> None:
+        """Enter what waits for a quiet moment now."""
+        waiting = {key: item.task for key, item in self._flurries.items() if item.task and not item.task.done()}
+        for task in waiting.values():
+            task.cancel()
+        await asyncio.gather(*waiting.values(), return_exceptions=True)
+        for control_plane_id in waiting:
+            await self._enter_current(control_plane_id)
+
+    async def _enter_when_quiet(self, control_plane_id: str, flurry: _Flurry) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            # No event tells of silence, hence a loop of sleeps.
+            while (pause := min(flurry.last + QUIET_SECONDS, flurry.first + PATIENCE_SECONDS) - clock()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(pause)
+            seen = flurry.last
+            await self._enter_current(control_plane_id)
+            if flurry.last == seen:
+                return
+            flurry.first = clock()
+
+    async def _enter_current(self, control_plane_id: str) -> None:
+        try:
+            async with self._database.reading() as session:
+                holdings = await self._load(session, control_plane_id)
+                owners = await ownership.load(session, control_plane_id)
+            if not await self._knows(control_plane_id, holdings.version):
+                await self._enter(State(holdings, owners), None, None, "changes")
+        except NotFound:
+            self._last.pop(control_plane_id, None)  # the control plane was deleted meanwhile
+        except Exception:
+            # The configuration itself is safe and live; the next entry holds what this one would have held.
+            _log.exception("no history could be written for control plane %s", control_plane_id)
+
+    async def _enter(self, state: State, hash_: str | None, author: str | None, action: str) -> None:
+        control_plane_id = state.holdings.control_plane_id
+        previous = self._last.get(control_plane_id) or await self._previous(control_plane_id, state.version)
+        sealed, hash_, summary = await asyncio.to_thread(self._pack, state, previous, hash_)
+        now = time.time_ns() // 1_000_000
+        async with self._database.writing() as session:
+            values = {
+                "control_plane_id": control_plane_id,
+                "version": state.version,
+                "hash": hash_,
+                "author": author if author is not None else await self._authors(session, control_plane_id),
+                "action": action,
+                "created_ms": now,
+                "summary": summary,
+                "payload": sealed,
+            }
+            await upsert(session, SNAPSHOTS, [values])
+            await self._prune(session, control_plane_id, now)
+        self._remember(state)
+
+    def _pack(self, state: State, previous: State | None, hash_: str | None) -> tuple[bytes, str, dict[str, int]]:
+        held = previous.holdings if previous else Holdings(state.holdings.control_plane_id, 0, {})
+        creates, updates, deletes = row_changes(held, state.holdings)
+        summary = {"creating": len(creates), "updating": len(updates), "deleting": len(deletes)}
+        return seal(self._cipher, _encoded(state)), hash_ or build(state.holdings).hash, summary
+
+    def _remember(self, state: State) -> None:
+        known = self._last.get(state.holdings.control_plane_id)
+        if known is None or known.version <= state.version:
+            self._last[state.holdings.control_plane_id] = state
+
+    async def _authors(self, session: AsyncSession, control_plane_id: str) -> str:
+        """Who wrote since the last entry, as the audit log tells."""
+        newest = select(func.max(SNAPSHOTS.c.created_ms)).where(SNAPSHOTS.c.control_plane_id == control_plane_id)
+        since = (await session.execute(newest)).scalar_one() or 0
+        log = AUDIT_LOG.c
+        names = select(log.principal_name).where(log.control_plane_id == control_plane_id, log.at_us > since * 1000)
+        found = (await session.execute(names.distinct().limit(_MAX_AUTHORS))).scalars()
+        return ", ".join(sorted(found))[:256] or "unknown"
+
+    async def _prune(self, session: AsyncSession, control_plane_id: str, now: int) -> None:
+        mine = SNAPSHOTS.c.control_plane_id == control_plane_id
+        newest = select(SNAPSHOTS.c.version).where(mine).order_by(SNAPSHOTS.c.version.desc()).limit(self._keep)
+        kept = list((await session.execute(newest)).scalars())
+        too_old = SNAPSHOTS.c.created_ms < now - self._keep_days * 86_400_000
+        gone = (SNAPSHOTS.c.version < kept[-1]) | (too_old & (SNAPSHOTS.c.version != kept[0]))
+        await session.execute(delete(SNAPSHOTS).where(mine, gone))
+
+    # -- reading
+
+    async def entries(self, session: AsyncSession, control_plane_id: str, before: int | None, size: int) -> list[Entry]:
+        """Newest first."""
+        query = _entries(control_plane_id).order_by(SNAPSHOTS.c.version.desc()).limit(size)
+        if before is not None:
+            query = query.where(SNAPSHOTS.c.version < before)
+        return [Entry(*row) for row in await session.execute(query)]
+
+    async def entry(self, session: AsyncSession, control_plane_id: str, version: int) -> Entry:
+        """Raises NotFound."""
+        found = (await session.execute(_entries(control_plane_id).where(SNAPSHOTS.c.version == version))).first()
+        if found is None:
+            raise NotFound(f"there is no snapshot {version}: it never was one, or it is no longer kept")
+        return Entry(*found)
+
+    async def state(self, session: AsyncSession, control_plane_id: str, version: int) -> State:
+        """What was held at a version. Raises NotFound."""
+        await self.entry(session, control_plane_id, version)
+        query = select(SNAPSHOTS.c.payload).where(
+            SNAPSHOTS.c.control_plane_id == control_plane_id, SNAPSHOTS.c.version == version
+        )
+        payload = (await session.execute(query)).scalar_one()
+        return await asyncio.to_thread(self._unpack, control_plane_id, version, payload)
+
+    def _unpack(self, control_plane_id: str, version: int, payload: bytes) -> State:
+        return _decoded(control_plane_id, version, unseal(self._cipher, payload))
+
+    async def _knows(self, control_plane_id: str, version: int) -> bool:
+        known = self._last.get(control_plane_id)
+        if known is not None and known.version == version:
+            return True
+        async with self._database.reading() as session:
+            query = _entries(control_plane_id).where(SNAPSHOTS.c.version == version)
+            return (await session.execute(query)).first() is not None
+
+    async def _previous(self, control_plane_id: str, version: int) -> State | None:
+        async with self._database.reading() as session:
+            found = await self.entries(session, control_plane_id, version, 1)
+            return await self.state(session, control_plane_id, found[0].version) if found else None
+
+
+def _entries(control_plane_id: str) -> Any:
+    columns = SNAPSHOTS.c
+    return select(
+        *(columns.version, columns.hash, columns.author, columns.action, columns.created_ms, columns.summary)
+    ).where(columns.control_plane_id == control_plane_id)
+
+
+def _encoded(state: State) -> dict[str, list[Any]]:
+    return {
+        name: [
+            [row.id, row.written, row.created_at, row.updated_at, sorted(state.owners.of(row))]
+            for row in state.holdings.of(name).values()
+        ]
+        for name in ENTITY_TYPES
+    }
+
+
+def _decoded(control_plane_id: str, version: int, data: Mapping[str, list[Any]]) -> State:
+    rows: dict[str, dict[str, Row]] = {}
+    owners = []
+    for name, listed in data.items():
+        row_type = ENTITY_TYPES[name]
+        held = rows[name] = {}
+        for entity_id, written, created_at, updated_at, owner in listed:
+            row = held[entity_id] = Row(row_type, entity_id, written, created_at, updated_at)
+            if owner:
+                owners.append((row, frozenset(owner)))
+    return State(Holdings(control_plane_id, version, rows), Owners().after(owners))

@@ -1,0 +1,210 @@
+"""Snapshots that are kept: who made them, what changed, the way back; on both databases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from control_plane import history
+from control_plane.history import History
+from control_plane.models import AUDIT_LOG, SNAPSHOTS
+from tests.control_plane.client import Client, running_client
+
+EMPTY = {"_format_version": "3.0"}
+SECRET = "key-of-bob-in-the-clear"
+
+
+def services(*names: str, **more: Any) -> dict[str, Any]:
+    return {**EMPTY, "services": [{"name": name, "host": f"{name}.test", **more} for name in names]}
+
+
+def consumer(key: str) -> dict[str, Any]:
+    return {**EMPTY, "consumers": [{"username": "bob", "keyauth_credentials": [{"key": key}]}]}
+
+
+def summary(answer: dict[str, Any]) -> tuple[int, int, int]:
+    found = answer["plan"]["summary"]
+    return found["creating"], found["updating"], found["deleting"]
+
+
+async def snapshots(client: Client, **query: str) -> list[dict[str, Any]]:
+    return list((await client.get(f"/v2/control-planes/{client.id}/snapshots", query))["data"])
+
+
+async def rollback(client: Client, version: int, expect: int = 200, **body: Any) -> Any:
+    path = f"/v2/control-planes/{client.id}/snapshots/{version}/rollback"
+    return await client.call("POST", path, {"commit": True, **body}, expect)
+
+
+async def entities(client: Client, kind: str = "services") -> list[Any]:
+    found = (await client.get(kind))["data"]
+    return [{key: value for key, value in entity.items() if key != "updated_at"} for entity in found]
+
+
+async def test_every_apply_is_kept_with_author_time_and_what_changed(client: Client) -> None:
+    first = await client.apply(services("a", "b"))
+    second = await client.apply(services("b", "c", port=81))
+    newest, oldest = await snapshots(client)
+    assert (newest["version"], newest["hash"]) == (second["version"], second["hash"])
+    assert (oldest["version"], oldest["hash"]) == (first["version"], first["hash"])
+    assert newest["summary"] == {"creating": 1, "updating": 1, "deleting": 1, "total": 3}
+    assert newest["action"] == "sync"
+    assert newest["author"] == "TANDEM_ADMIN_TOKEN"
+    assert newest["created_at"].endswith("Z")
+    one = await client.get(f"/v2/control-planes/{client.id}/snapshots/{newest['version']}")
+    assert one["entities"] == {"services": 2}
+
+
+async def test_what_changes_nothing_is_no_entry(client: Client) -> None:
+    await client.apply(services("a"))
+    await client.apply(services("a"))
+    await client.apply(services("b"), commit=False)
+    assert len(await snapshots(client)) == 1
+
+
+async def test_a_diff_shows_what_changed_and_no_secrets(client: Client) -> None:
+    first = await client.apply(consumer(SECRET))
+    second = await client.apply(consumer("another-key-in-the-clear"), force=True)
+    base = f"/v2/control-planes/{client.id}/snapshots"
+    shown = await client.get(f"{base}/{second['version']}/diff")
+    assert (shown["from"], shown["to"]) == (first["version"], second["version"])
+    assert summary(shown) == (1, 0, 1)
+    assert shown["plan"]["changes"]["creating"][0]["name"].endswith("for consumer bob")
+    whole = await client.get(f"{base}/{second['version']}/diff", {"against": "0"})
+    assert summary(whole) == (2, 0, 0)
+    assert "in-the-clear" not in str(shown) + str(whole)
+    await client.get(f"{base}/4711/diff", expect=404)
+
+
+async def test_a_rollback_brings_back_ids_secrets_and_unique_names(client: Client) -> None:
+    document = {**services("a", "b"), "consumers": consumer(SECRET)["consumers"]}
+    first = await client.apply(document)
+    before = await entities(client), await entities(client, "key-auths"), await entities(client, "consumers")
+    ids = {entity["name"]: entity["id"] for entity in before[0]}
+    swapped = services("b", "a")
+    swapped["services"][0]["id"], swapped["services"][1]["id"] = ids["a"], ids["b"]
+    await client.apply(swapped)
+    shown = await rollback(client, first["version"], commit=False)
+    assert summary(shown) == (2, 2, 0)
+    assert (await client.get(f"services/{ids['a']}"))["name"] == "b"
+    done = await rollback(client, first["version"])
+    assert done["version"] > first["version"] + 1
+    assert (await entities(client), await entities(client, "key-auths"), await entities(client, "consumers")) == before
+    assert (await snapshots(client))[0]["action"] == f"rollback to {first['version']}"
+    assert summary(await client.apply(document)) == (0, 0, 0)
+
+
+async def test_a_rollback_of_a_rollback_is_the_state_before(client: Client) -> None:
+    await client.apply(services("a"))
+    second = await client.apply(services("b"))
+    await rollback(client, second["version"] - 1)
+    await rollback(client, second["version"])
+    assert [entity["name"] for entity in await entities(client)] == ["b"]
+    assert [entry["version"] for entry in await snapshots(client)] == [4, 3, 2, 1]
+
+
+async def test_a_rollback_restores_owners_and_stops_before_what_several_sets_own(client: Client) -> None:
+    await client.apply(services("a"), select_tags=["team-a"])
+    await client.apply(services("b"), select_tags=["team-b"])
+    start = (await snapshots(client))[0]["version"]
+    await client.apply(services("a", port=81), select_tags=["team-a"])
+    assert summary(await rollback(client, start, commit=False)) == (0, 1, 0)
+    await client.apply(services("b", port=81), select_tags=["team-b"])
+    refused = await rollback(client, start, 400)
+    assert {tuple(error["owner"]) for error in refused["errors"]} == {("team-a",), ("team-b",)}
+    refused = await rollback(client, start, 400, select_tags=["team-a"])
+    assert [error["entity"] for error in refused["errors"]] == ["service b"]
+    assert summary(await rollback(client, start, adopt=True)) == (0, 2, 0)
+    await client.apply(services("a"), 400, select_tags=["team-b"])
+    async with client.plane.database.reading() as session:
+        found = (await session.execute(select(AUDIT_LOG.c.details).where(AUDIT_LOG.c.action == "adopt"))).scalars()
+        assert len(list(found)) == 2
+
+
+async def test_an_alarming_rollback_asks_for_force(client: Client) -> None:
+    first = await client.apply(services("a"))
+    await client.apply(services("a", *[f"s{number}" for number in range(12)]))
+    refused = await rollback(client, first["version"], 409)
+    assert "force" in refused["message"]
+    assert summary(await rollback(client, first["version"], force=True)) == (0, 0, 12)
+
+
+async def test_a_state_that_single_writes_made_is_kept_before_an_apply_replaces_it(client: Client) -> None:
+    await client.call("POST", "services", {"name": "single", "host": "x.test"}, 201)
+    await client.apply(services("a"))
+    newest, older = await snapshots(client)
+    assert (newest["action"], older["action"]) == ("sync", "changes")
+    await rollback(client, older["version"])
+    assert [entity["name"] for entity in await entities(client)] == ["single"]
+
+
+async def test_a_flurry_of_single_writes_is_one_entry_with_its_authors(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        await client.call("POST", "services", {"name": f"s{number}", "host": "x.test"}, 201)
+    await client.plane.history.close()
+    (entry,) = await snapshots(client)
+    assert entry["summary"]["creating"] == 5
+    assert entry["author"] == "TANDEM_ADMIN_TOKEN"
+    monkeypatch.setattr(history, "QUIET_SECONDS", 0.0)
+    await client.call("POST", "services", {"name": "late", "host": "x.test"}, 201)
+    task = client.plane.history._flurries[client.id].task
+    assert task is not None
+    await task
+    assert (await snapshots(client))[0]["summary"]["creating"] == 1
+
+
+async def test_the_history_survives_a_restart_and_so_does_the_way_back(tmp_path: Path, database_url: str) -> None:
+    async with running_client(tmp_path / "state", database_url) as client:
+        await client.apply(services("a"))
+        await client.apply(services("b"))
+    async with running_client(tmp_path / "state", database_url, client.id) as again:
+        await again.apply(services("c"))
+        assert [entry["summary"]["total"] for entry in await snapshots(again)] == [2, 2, 1]
+        await rollback(again, (await snapshots(again))[-1]["version"])
+        assert [entity["name"] for entity in await entities(again)] == ["a"]
+
+
+async def test_only_so_many_are_kept_and_only_so_long(client: Client) -> None:
+    plane = client.plane
+    plane.history = History(plane.database, plane.cipher, plane.holdings.load, keep=3, keep_days=30)
+    for number in range(5):
+        await client.apply(services(f"s{number}"))
+    assert [entry["version"] for entry in await snapshots(client)] == [5, 4, 3]
+    async with plane.database.writing() as session:
+        await session.execute(update(SNAPSHOTS).values(created_ms=0))
+    await client.apply(services("last"))
+    assert [entry["version"] for entry in await snapshots(client)] == [6]
+
+
+async def test_pages_and_unknown_versions(client: Client) -> None:
+    for number in range(3):
+        await client.apply(services(f"s{number}"))
+    base = f"/v2/control-planes/{client.id}/snapshots"
+    page = await client.get(base, {"size": "2"})
+    assert ([entry["version"] for entry in page["data"]], page["next"]) == ([3, 2], 2)
+    page = await client.get(base, {"size": "2", "before": "2"})
+    assert ([entry["version"] for entry in page["data"]], page["next"]) == ([1], None)
+    await client.get(f"{base}/99", expect=404)
+    await rollback(client, 99, 404)
+    await client.get(f"{base}/{1 << 70}", expect=400)
+
+
+async def test_kept_snapshots_hold_no_secret_in_clear(client: Client) -> None:
+    await client.apply(consumer(SECRET))
+    async with client.plane.database.reading() as session:
+        (payload,) = (await session.execute(select(SNAPSHOTS.c.payload))).scalars()
+    assert SECRET.encode() not in payload
+    assert payload.startswith(b"fernet:")
+
+
+async def test_a_deleted_control_plane_takes_its_history_along(client: Client) -> None:
+    other = await client.another("other")
+    await other.apply(services("a"))
+    await client.call("DELETE", f"/v2/control-planes/{other.id}", expect=204)
+    async with client.plane.database.reading() as session:
+        assert (await session.execute(select(SNAPSHOTS.c.version))).first() is None
