@@ -1,4 +1,4 @@
-"""`python -m control_plane`: run the control plane.
+"""`python -m control_plane`: run the control plane; `python -m control_plane rotate-key`: see `rotation`.
 
 Exit codes: 0 stopped by a signal; 1 an unexpected fault; 2 wrong flags or settings; 3 a port is taken; 4 it cannot
 start for a reason that is printed (database, keys, state directory).
@@ -23,6 +23,7 @@ import uvicorn
 
 from control_plane.app import ControlPlane, create_app
 from control_plane.errors import StartError
+from control_plane.rotation import rotate_key
 from control_plane.settings import Settings
 
 EXIT_SETTINGS = 2
@@ -47,8 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error), EXIT_SETTINGS)
     gc.set_threshold(*_GC_THRESHOLDS)
+    work = rotate_key(settings, finish=flags.finish, say=_say) if flags.command == "rotate-key" else _run(settings)
     try:
-        asyncio.run(_run(settings))
+        asyncio.run(work)
     except PortTaken as error:
         return _fail(str(error), EXIT_PORT_TAKEN)
     except (StartError, ValueError) as error:
@@ -60,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m control_plane", description="Run the control plane.")
+    parser.add_argument(
+        "command", nargs="?", choices=["run", "rotate-key"], default="run", help="rotate-key: encrypt under a new key"
+    )
+    parser.add_argument("--finish", action="store_true", help="rotate-key: and forget the old keys of the key file")
     parser.add_argument("--http-port", type=int, help="port of the API and the console (TANDEM_HTTP_PORT, 8001)")
     parser.add_argument("--grpc-port", type=int, help="port for data planes (TANDEM_GRPC_PORT, 8005)")
     parser.add_argument("--state-dir", type=Path, help="database, keys, TLS identity (TANDEM_STATE_DIR)")
@@ -141,6 +147,11 @@ async def _serve(plane: ControlPlane, listener: socket.socket) -> None:
 
 def _taken(port: int, purpose: str, setting: str) -> str:
     return f"port {port}, for {purpose}, is taken by another process: free it, or choose another with {setting}"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def _fail(text: str, code: int) -> int:

@@ -48,7 +48,7 @@ from control_plane.errors import (
 from control_plane.history import History
 from control_plane.holdings import HoldingsCache
 from control_plane.pins import Pins
-from control_plane.secrets import Cipher, open_cipher, read_keys
+from control_plane.secrets import Cipher, open_cipher, read_keys, watch_keys
 from control_plane.settings import MAX_BODY_BYTES, VERSION, Settings
 from control_plane.snapshot import Snapshot, build
 from control_plane.throttle import Throttle
@@ -126,7 +126,7 @@ class ControlPlane:
         try:
             await self.database.migrate()
             async with self.database.starting() as session:
-                self.cipher = await open_cipher(session, keys)
+                self.cipher = await open_cipher(session, keys, watch_keys(self.settings))
                 await ensure_admin(session, self.settings)
         except (SQLAlchemyError, OSError) as error:
             shown = self.database.url.render_as_string(hide_password=True)

@@ -1,7 +1,7 @@
 """Secrets at rest: encrypted under the operator's key, comparable by a keyed digest, masked wherever they are shown.
 
 The operator's keys are Fernet keys: the first encrypts, all decrypt, so a key is rotated by putting a new one in front,
-running `reencrypt` and dropping the old one. Digests must outlive that: their key is made once, at random, and kept in
+running `rotation` and dropping the old one. Digests must outlive that: their key is made once, at random, and kept in
 the database, encrypted like everything else.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -26,35 +26,69 @@ MASK = "[masked]"
 NEW_MASK = "[masked] (changed)"
 _PREFIX = "fernet:"
 _DIGEST_KEY = "digest"
+_LACKING = "a stored secret was encrypted under a key that TANDEM_ENCRYPTION_KEY lacks"
+
+NewerKeys = Callable[[], Sequence[str] | None]
+"""Gives the keys when they are others than last time."""
 
 
 class Cipher:
     """Encrypts, decrypts and fingerprints secret texts."""
 
-    def __init__(self, keys: Sequence[str], digest_key: bytes) -> None:
-        self._fernet = MultiFernet([Fernet(key) for key in keys])
+    def __init__(self, keys: Sequence[str], digest_key: bytes, newer: NewerKeys | None = None) -> None:
+        """`newer` gives the keys when they have changed: a rotation reaches a process that runs."""
+        self._use(keys)
         self._digest_key = digest_key
+        self._newer = newer
 
     def encrypt(self, text: str) -> str:
         """A vault reference says where a secret is and is none itself: it stays readable."""
         if is_vault_reference(text):
             return text
+        self._look_for_newer()
         return _PREFIX + self._fernet.encrypt(text.encode()).decode()
 
     def decrypt(self, text: str) -> str:
         """The inverse. A text without our mark was stored before its field was a secret, and is what it says."""
         if not text.startswith(_PREFIX):
             return text
+        data = text[len(_PREFIX) :].encode()
         try:
-            return self._fernet.decrypt(text[len(_PREFIX) :].encode()).decode()
+            return self._fernet.decrypt(data).decode()
         except InvalidToken:
-            raise StartError("a stored secret was encrypted under a key that TANDEM_ENCRYPTION_KEY lacks") from None
+            if not self._look_for_newer():
+                raise StartError(_LACKING) from None
+        try:
+            return self._fernet.decrypt(data).decode()
+        except InvalidToken:
+            raise StartError(_LACKING) from None
 
     def rotate(self, text: str) -> str:
-        """The same secret, encrypted under the first key."""
+        """The same secret, encrypted under the first key; as it is when it is so already."""
         if not text.startswith(_PREFIX):
             return text
-        return _PREFIX + self._fernet.rotate(text[len(_PREFIX) :].encode()).decode()
+        return _PREFIX + self.rotate_token(text[len(_PREFIX) :])
+
+    def rotate_token(self, token: str) -> str:
+        """`rotate` for what stands without our mark."""
+        try:
+            self._first.decrypt(token.encode())
+        except InvalidToken:
+            try:
+                return self._fernet.rotate(token.encode()).decode()
+            except InvalidToken:
+                raise StartError(_LACKING) from None
+        return token
+
+    def _use(self, keys: Sequence[str]) -> None:
+        self._first = Fernet(keys[0])
+        self._fernet = MultiFernet([Fernet(key) for key in keys])
+
+    def _look_for_newer(self) -> bool:
+        keys = self._newer() if self._newer is not None else None
+        if keys is not None:
+            self._use(keys)
+        return keys is not None
 
     def digest(self, text: str) -> str:
         """Equal for equal secrets, useless to who has only the database."""
@@ -71,7 +105,16 @@ def mask(text: str) -> str:
 
 def read_keys(settings: Settings) -> list[str]:
     """The operator's keys; without any, one is made and kept in the state directory. Raises StartError."""
-    text = settings.encryption_key or _key_file(settings.state_dir / "encryption.key")
+    return parse_keys(settings.encryption_key or _key_file(key_path(settings)))
+
+
+def key_path(settings: Settings) -> Path:
+    """The file that holds the keys when TANDEM_ENCRYPTION_KEY does not."""
+    return settings.state_dir / "encryption.key"
+
+
+def parse_keys(text: str) -> list[str]:
+    """Keys separated by commas. Raises StartError for what is none, without showing it."""
     keys = [key.strip() for key in text.split(",") if key.strip()]
     for key in keys:
         try:
@@ -79,6 +122,32 @@ def read_keys(settings: Settings) -> list[str]:
         except ValueError:
             raise StartError("TANDEM_ENCRYPTION_KEY: expected Fernet keys (32 bytes in URL-safe base64)") from None
     return keys
+
+
+def watch_keys(settings: Settings) -> NewerKeys | None:
+    """Watches the key file, at the price of one `stat` a time; keys from the environment cannot change."""
+    if settings.encryption_key:
+        return None
+    path = key_path(settings)
+    known = _stamp(path)
+
+    def newer() -> Sequence[str] | None:
+        nonlocal known
+        stamp = _stamp(path)
+        if stamp is None or stamp == known:
+            return None
+        known = stamp
+        return parse_keys(path.read_text())
+
+    return newer
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # somebody moved it: the keys that are known stay in use
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _key_file(path: Path) -> str:
@@ -95,7 +164,7 @@ def _key_file(path: Path) -> str:
     return key
 
 
-async def open_cipher(session: AsyncSession, keys: Sequence[str]) -> Cipher:
+async def open_cipher(session: AsyncSession, keys: Sequence[str], newer: NewerKeys | None = None) -> Cipher:
     """The cipher of this database; its digest key is made at the first start.
 
     Raises StartError when the keys are not those that the database was encrypted under.
@@ -105,9 +174,9 @@ async def open_cipher(session: AsyncSession, keys: Sequence[str]) -> Cipher:
     if stored is None:
         digest_key = secrets.token_bytes(32)
         session.add(Keyring(name=_DIGEST_KEY, value=fernet.encrypt(digest_key).decode()))
-        return Cipher(keys, digest_key)
+        return Cipher(keys, digest_key, newer)
     try:
-        return Cipher(keys, fernet.decrypt(stored.value.encode()))
+        return Cipher(keys, fernet.decrypt(stored.value.encode()), newer)
     except InvalidToken:
         raise StartError(
             "this database was encrypted under another key: set TANDEM_ENCRYPTION_KEY to it, or put the file "
