@@ -127,6 +127,23 @@ class Repository:
             found += decoded(row, (await self._session.execute(query)).all(), self._cipher)
         return found
 
+    async def of_ids(self, row: EntityType, ids: Sequence[str]) -> Sequence[Row]:
+        """The rows with these ids, as far as there are such; ids in order give rows in order."""
+        table = ENTITY_TABLES[row.name]
+        found: list[Row] = []
+        for start in range(0, len(ids), _CHUNK):
+            query = _columns(table).where(self._mine(table), table.c.id.in_(ids[start : start + _CHUNK]))
+            rows = (await self._session.execute(query.order_by(table.c.id))).all()
+            found += decoded(row, rows, self._cipher)
+        return found
+
+    async def joining(self, row: EntityType, ends: Mapping[str, str]) -> Row | None:
+        """The row of a kind that joins others: `ends` are its foreign keys, by field."""
+        table = ENTITY_TABLES[row.name]
+        conditions = [table.c[reference_column(field_name)] == entity_id for field_name, entity_id in ends.items()]
+        found = (await self._session.execute(_columns(table).where(self._mine(table), *conditions))).all()
+        return decoded(row, found, self._cipher)[0] if found else None
+
     def _conditions(self, row: EntityType, table: Table, filters: Filters) -> Iterable[Any]:
         if filters.scope is not None:
             yield table.c[reference_column(filters.scope.field)] == filters.scope.parent_id
