@@ -16,7 +16,6 @@ from typing import Any
 
 from cli.documents import resolve
 from cli.templates import PREFIX
-from gateway_schema.plugins import PLUGINS
 from gateway_schema.registry import ENTITY_TYPES
 
 MASKED = "[masked]"
@@ -106,7 +105,8 @@ def _bounded(text: str) -> str:
 def _field_names() -> frozenset[str]:
     """The names of all fields of all entities and plugin configurations."""
     names: set[str] = set()
-    for model in [*(row.model for row in ENTITY_TYPES.values()), *PLUGINS.values()]:
+    rows = ENTITY_TYPES.values()
+    for model in [*(row.model for row in rows), *(config for row in rows for config in row.configs.values())]:
         schema = model.model_json_schema()
         for part in [schema, *schema.get("$defs", {}).values()]:
             names.update(part.get("properties", {}))

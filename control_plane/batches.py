@@ -18,7 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import content
 from control_plane.holdings import Row
-from control_plane.models import ENTITY_TABLES, ENTITY_TAGS, ControlPlane, reference_column, unique_columns
+from control_plane.models import (
+    ENTITY_TABLES,
+    ENTITY_TAGS,
+    ControlPlane,
+    lookup_columns,
+    reference_column,
+    unique_columns,
+)
 from control_plane.ownership import release
 from control_plane.secrets import Cipher
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
@@ -164,6 +171,8 @@ class BatchWriter:
         for name in row.type.parents:
             values[reference_column(name)] = row.reference(name)
         for column, fields in unique_columns(row.type).items():
+            values[column] = self._unique_value(row, column, fields)
+        for column, fields in lookup_columns(row.type).items():
             values[column] = self._unique_value(row, column, fields)
         return values
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import orjson
 
-from control_plane.shapes import map_secrets, merged, shape_of, without_absent
+from control_plane.secrets import MASK, NEW_MASK
+from control_plane.shapes import find_secrets, map_secrets, merged, shape_of, without_absent
+from gateway_schema.base import Record
 from gateway_schema.plugins import PLUGINS
 from gateway_schema.plugins.base import PluginConfig
-from gateway_schema.registry import EntityType
+from gateway_schema.registry import ENTITY_TYPES, EntityType
 from gateway_schema.violations import SchemaViolation, Violation, nearest, parse
 
 OWN_FIELDS = frozenset({"id", "created_at", "updated_at"})
@@ -26,10 +28,7 @@ OWN_FIELDS = frozenset({"id", "created_at", "updated_at"})
 UNORDERED: Mapping[str, frozenset[str]] = {"plugins": frozenset({"protocols"})}
 """Lists in which order says nothing, beside `tags` and `ca_certificates`. A route's `protocols` is not among them."""
 
-_REFERENCES_TO_COME = frozenset({"client_certificate", "consumer_group"})
-"""Foreign keys of the schema whose targets have no row in the registry."""
-
-GENERATED: Mapping[str, frozenset[str]] = {"keyauth_credentials": frozenset({"key"})}
+GENERATED: Mapping[str, frozenset[str]] = {row.name: row.generated for row in ENTITY_TYPES.values()}
 """Secrets that are made up when a POST or PUT leaves them out. A declarative file must write them."""
 
 _MAX_DEPTH = 64
@@ -43,10 +42,9 @@ def written_form(row: EntityType, body: Mapping[str, Any]) -> dict[str, Any]:
     """What `body` says, in the written form; nothing is checked, and what is wrong stays for the check to find."""
     data = row.model.expand({key: value for key, value in body.items() if key not in OWN_FIELDS})
     data = {key: value for key, value in data.items() if not (key in row.model.shorthands and isinstance(value, str))}
-    config_class = plugin_class(row, data)
-    if config_class is not None and isinstance(data.get("config"), Mapping):
-        expanded = config_class.expand(dict(data["config"]))
-        data["config"] = without_absent(shape_of(config_class), expanded)
+    config = config_class(row, data)
+    if config is not None and isinstance(data.get("config"), Mapping):
+        data["config"] = without_absent(shape_of(config), _expanded(config, data["config"]))
     written: dict[str, Any] = without_absent(shape_of(row.model), data)
     for field in row.parents:
         reference = written.get(field)
@@ -55,9 +53,17 @@ def written_form(row: EntityType, body: Mapping[str, Any]) -> dict[str, Any]:
     tags = written.get("tags")
     if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
         written["tags"] = list(dict.fromkeys(tags))
-    if row.name == "plugins" and written.get("config") == {}:
+    if row.configs and written.get("config") == {}:
         del written["config"]
     return written
+
+
+def admitted(row: EntityType, written: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is kept of what a person wrote just now: passwords hashed, expired certificates refused.
+
+    `before` is the written form that is replaced. Called once per write, references by id. Raises SchemaViolation.
+    """
+    return row.model.admit(written, before)
 
 
 def plugin_class(row: EntityType, body: Mapping[str, Any]) -> type[PluginConfig] | None:
@@ -66,9 +72,19 @@ def plugin_class(row: EntityType, body: Mapping[str, Any]) -> type[PluginConfig]
     return PLUGINS.get(name) if row.name == "plugins" and isinstance(name, str) else None
 
 
+def config_class(row: EntityType, body: Mapping[str, Any]) -> type[Record] | None:
+    """The class of an entity's `config`, where another field decides; None where that one says nothing known."""
+    name = body.get(row.config_key) if row.config_key is not None else None
+    return row.configs.get(name) if isinstance(name, str) else None
+
+
+def _expanded(config: type[Record], written: Mapping[str, Any]) -> dict[str, Any]:
+    return config.expand(dict(written)) if issubclass(config, PluginConfig) else dict(written)
+
+
 def complete(row: EntityType, written: Mapping[str, Any]) -> dict[str, Any]:
     """Check the written form and fill it. Without `id` and times. Raises SchemaViolation with every fault."""
-    violations: list[Violation] = _limits(row, written)
+    violations: list[Violation] = [*_limits(row, written), *_masks(row, written)]
     if any(violation.message == _TOO_DEEP for violation in violations):
         raise SchemaViolation(violations)
     full: dict[str, Any] = {}
@@ -79,27 +95,38 @@ def complete(row: EntityType, written: Mapping[str, Any]) -> dict[str, Any]:
         violations.extend(error.violations)
     if row.name == "plugins":
         config = _plugin_config(row, written, violations)
+    elif row.configs:
+        config = _checked_config(config_class(row, written), row, written, violations)
     if violations:
         raise SchemaViolation(violations)
     if config is not None:
         full["config"] = config
+    if row.name == "plugins":
         full["protocols"] = full["protocols"] or list(PLUGINS[full["name"]].protocols)
     for field in OWN_FIELDS:
         full.pop(field, None)
     for field, value in full.items():
-        if isinstance(value, dict) and field in _references(row):
+        if isinstance(value, dict) and field in row.parents:
             full[field] = {"id": value["id"]}
     return full
+
+
+def _masks(row: EntityType, written: Mapping[str, Any]) -> Iterable[Violation]:
+    """A mask that comes back is refused, not taken for "keep what you have": which of several secrets in a list it
+    once stood for cannot be told, and a secret that lands beside another address is given away."""
+    found = list(find_secrets(shape_of(row.model), written))
+    config = config_class(row, written)
+    if config is not None:
+        found += find_secrets(shape_of(config), written.get("config"), ("config",))
+    for path, text in found:
+        if text in (MASK, NEW_MASK):
+            yield Violation(path, "holds the mask of a secret: write the secret itself, or leave it out of a PATCH")
 
 
 def generate(row: EntityType, written: dict[str, Any]) -> dict[str, Any]:
     """Fill in the secrets that the gateway may make up: 32 random characters each."""
     missing = {field: secrets.token_hex(16) for field in GENERATED.get(row.name, ()) if written.get(field) is None}
     return {**written, **missing}
-
-
-def _references(row: EntityType) -> frozenset[str]:
-    return frozenset(row.parents) | _REFERENCES_TO_COME
 
 
 def _plugin_config(row: EntityType, written: Mapping[str, Any], violations: list[Violation]) -> dict[str, Any] | None:
@@ -117,11 +144,20 @@ def _plugin_config(row: EntityType, written: Mapping[str, Any], violations: list
         if written.get(scope) is not None:
             violations.append(Violation((scope,), "value must be null"))
     _check_protocols(written, config_class, violations)
+    return _checked_config(config_class, row, written, violations)
+
+
+def _checked_config(
+    config: type[Record] | None, row: EntityType, written: Mapping[str, Any], violations: list[Violation]
+) -> dict[str, Any] | None:
+    if config is None:
+        return None
     try:
-        return parse(config_class, written.get("config") or {}).model_dump(mode="json", by_alias=True)
+        checked = parse(config, written.get("config") or {})
     except SchemaViolation as error:
         violations.extend(violation.under("config") for violation in error.violations)
         return None
+    return checked.model_dump(mode="json", by_alias=True, exclude_unset=row.sparse_config)
 
 
 def _check_protocols(written: Mapping[str, Any], config_class: type[PluginConfig], violations: list[Violation]) -> None:
@@ -136,16 +172,14 @@ def _limits(row: EntityType, written: Mapping[str, Any]) -> list[Violation]:
     """What the store asks beyond the schema: short keys, for its indexes; no NUL; references that it can follow."""
     found = []
     for fields in row.unique:
-        value = written.get(fields[0])
-        if len(fields) == 1 and isinstance(value, str) and len(value) > MAX_KEY_LENGTH:
-            found.append(Violation((fields[0],), f"length must be at most {MAX_KEY_LENGTH}"))
+        for name in fields:
+            value = written.get(name)
+            if isinstance(value, str) and len(value) > MAX_KEY_LENGTH:
+                found.append(Violation((name,), f"length must be at most {MAX_KEY_LENGTH}"))
     tags = written.get("tags")
     for index, tag in enumerate(tags if isinstance(tags, list) else ()):
         if isinstance(tag, str) and len(tag) > MAX_KEY_LENGTH:
             found.append(Violation(("tags", index), f"length must be at most {MAX_KEY_LENGTH}"))
-    for field in sorted(_REFERENCES_TO_COME - set(row.parents)):
-        if written.get(field) is not None:
-            found.append(Violation((field,), "value must be null (this kind of entity is not supported yet)"))
     for key, value in written.items():
         if _is_too_deep(value):
             found.append(Violation((key,), _TOO_DEEP))
@@ -171,19 +205,19 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 def merge(row: EntityType, written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """PATCH: the written form after `changes`; null clears a field, records merge, lists and maps are replaced."""
     result = merged(shape_of(row.model), written, changes)
-    config_class = plugin_class(row, result)
+    config = config_class(row, result)
     before, after = written.get("config"), changes.get("config")
-    if config_class is not None and isinstance(before, Mapping) and isinstance(after, Mapping):
-        result["config"] = merged(shape_of(config_class), before, config_class.expand(dict(after)))
+    if config is not None and isinstance(before, Mapping) and isinstance(after, Mapping):
+        result["config"] = merged(shape_of(config), before, _expanded(config, after))
     return written_form(row, result)
 
 
 def change_secrets(row: EntityType, body: Mapping[str, Any], change: Any) -> dict[str, Any]:
     """A copy of either form with `change` applied to every secret in it, a plugin's configuration included."""
     result: dict[str, Any] = map_secrets(shape_of(row.model), body, change)
-    config_class = plugin_class(row, body)
-    if config_class is not None and result.get("config"):
-        result = {**result, "config": map_secrets(shape_of(config_class), result["config"], change)}
+    config = config_class(row, body)
+    if config is not None and result.get("config"):
+        result = {**result, "config": map_secrets(shape_of(config), result["config"], change)}
     return result
 
 

@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 BUSY_TIMEOUT_MS = 30_000
 _WRITES = "tandem_writes"
+_REBUILDS = "tandem_rebuilds"
 _START_LOCK = 0x7A4D_DE11
 """PostgreSQL's advisory lock under which one replica prepares the database while the others wait."""
 
@@ -70,9 +71,26 @@ class Database:
 
     async def migrate(self) -> None:
         """Bring the tables to the newest revision. Safe when several replicas start at once."""
+        if self.is_sqlite:
+            await self._migrate_sqlite()
+            return
         async with self.starting() as session:
             connection = await session.connection()
             await connection.run_sync(_upgrade)
+
+    async def _migrate_sqlite(self) -> None:
+        """SQLite changes a table by making it anew; dropping the old one must not take along what refers to it."""
+        engine = self._writer_engine.execution_options(**{_REBUILDS: True})
+        async with self._writer, engine.connect() as connection:
+            try:
+                async with connection.begin():
+                    await connection.run_sync(_upgrade)
+                    broken = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).first()
+                    if broken is not None:
+                        raise RuntimeError(f"a migration left table {broken[0]} with a reference to nothing")
+            finally:
+                raw = await connection.get_raw_connection()
+                await raw.driver_connection.execute("PRAGMA foreign_keys = ON")  # type: ignore[union-attr]
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -140,7 +158,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES)
+    options = connection.get_execution_options()
+    if options.get(_REBUILDS):
+        connection.exec_driver_sql("PRAGMA foreign_keys = OFF")  # without effect once a transaction has begun
+    writes = options.get(_WRITES)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

@@ -37,8 +37,8 @@ class Row:
         type: EntityType,
         id: str,
         written: dict[str, Any],
-        created_at: int,
-        updated_at: int,
+        created_at: float,
+        updated_at: float,
         complete: dict[str, Any] | None = None,
     ) -> None:
         self.type = type
@@ -90,6 +90,8 @@ class Row:
 def unique_key(row: EntityType, written: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
     if len(fields) == 1:
         value = written.get(fields[0])
+        if isinstance(value, dict) and fields[0] in row.parents:
+            value = value.get("id")
         return None if value is None else (value,)
     values = [written.get(field) for field in fields]
     return tuple([value.get("id") if isinstance(value, dict) else value for value in values])

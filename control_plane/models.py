@@ -18,6 +18,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -154,8 +155,18 @@ def unique_columns(row: EntityType) -> dict[str, tuple[str, ...]]:
     return {digest_column(row, unique) or unique[0]: unique for unique in row.unique}
 
 
+def lookup_columns(row: EntityType) -> dict[str, tuple[str, ...]]:
+    """Columns of what the API finds an entity by, where that is not unique by itself."""
+    key = row.endpoint_key
+    return {key: (key,)} if key is not None and (key,) not in row.unique else {}
+
+
 def reference_column(field: str) -> str:
     return f"{field}_id"
+
+
+def _moment(row: EntityType) -> Any:
+    return Double() if row.fractional_times else BigInteger()
 
 
 def _entity_table(row: EntityType) -> Table:
@@ -178,11 +189,13 @@ def _entity_table(row: EntityType) -> Table:
     for column in unique_columns(row):
         columns.append(Column(column, Text, nullable=True))
         constraints.append(UniqueConstraint("control_plane_id", column))
+    for column in lookup_columns(row):
+        columns.append(Column(column, Text, nullable=True))
+        constraints.append(Index(None, "control_plane_id", column))
     columns += [
         Column("written", JSON, nullable=False),
         Column("revision", BigInteger, nullable=False),
-        Column("created_at", BigInteger, nullable=False),
-        Column("updated_at", BigInteger, nullable=False),
+        *(Column(name, _moment(row), nullable=False) for name in ("created_at", "updated_at")),
     ]
     return Table(row.name, metadata, *columns, *constraints)
 
@@ -361,7 +374,7 @@ AUDIT_LOG = Table(
 
 # -- ownership, history, saved plans
 #
-# Owner rows go with their entity (`batches.py`): a foreign key cannot say so, for an entity's table depends on its kind.
+# Owner rows go with their entity (`batches.py`). No foreign key can say so: an entity's table depends on its kind.
 
 ENTITY_OWNERS = Table(
     "entity_owners",

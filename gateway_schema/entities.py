@@ -6,19 +6,32 @@ entity has stands in `registry.py`. Times are integer Unix seconds, timeouts int
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import uuid
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from gateway_schema import defaults
 from gateway_schema.base import Protocol, Record, Secret
+from gateway_schema.expressions import ExpressionError, check_expression
 from gateway_schema.patterns import PatternError, compile_path
+from gateway_schema.violations import FieldFaults
 
 Timeout = Annotated[int, Field(ge=1, le=2_147_483_646)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+Priority = Annotated[int, Field(ge=0, le=2**46 - 1)]
 
 _NAME = re.compile(r"^[A-Za-z0-9._~\-\u0080-\U0010ffff]+$")
 _TAG = re.compile(r"^[ -+\--.0-~\u0080-\U0010ffff]+$")
@@ -101,6 +114,22 @@ def _check_method(value: str) -> str:
     return value
 
 
+def _check_network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"invalid ip or cidr range: '{value}'") from None
+    return value
+
+
+def _check_expression(value: str) -> str:
+    try:
+        check_expression(value)
+    except ExpressionError as error:
+        raise ValueError(f"Router Expression failed validation: {error}") from None
+    return value
+
+
 Id = Annotated[str, AfterValidator(_check_id)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Tags = Annotated[list[str], AfterValidator(_check_tags)]
@@ -123,7 +152,12 @@ class Reference(BaseModel):
 
 
 class Entity(Record):
-    """What every entity has. `id` and the times are the control plane's when they are not given."""
+    """What every entity has. `id` and the times are the control plane's when they are not given.
+
+    Three hooks stand between what a client says and what is kept. `expand` is a pure rewriting and may run any number
+    of times. `admit` runs once, when something is written: what depends on the moment, or cannot be undone, goes there.
+    Validators check what is kept, and run whenever it is read: they must always come to the same verdict.
+    """
 
     shorthands: ClassVar[frozenset[str]] = frozenset()
     """Fields that may be written but never stored: `expand` turns them into real ones."""
@@ -136,6 +170,18 @@ class Entity(Record):
     def expand(cls, written: dict[str, Any]) -> dict[str, Any]:
         """What was written, with shorthands turned into the fields they stand for."""
         return written
+
+    @classmethod
+    def admit(cls, written: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What is kept of `written` in place of `before` (None: it is new). Raises SchemaViolation."""
+        return written
+
+
+class TlsSans(Record):
+    """Names of which a service's certificate must carry one."""
+
+    dnsnames: list[str] | None = None
+    uris: list[str] | None = None
 
 
 class Service(Entity):
@@ -156,6 +202,7 @@ class Service(Entity):
     tls_verify: bool | None = None
     tls_verify_depth: Annotated[int, Field(ge=0, le=64)] | None = None
     ca_certificates: list[Id] | None = None
+    tls_sans: TlsSans | None = None
     enabled: bool = True
     updated_at: int | None = None
 
@@ -169,12 +216,15 @@ class Service(Entity):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        faults = []
         if self.path is not None and self.protocol in {"tcp", "tls", "udp", "grpc", "grpcs"}:
-            raise ValueError("path: value must be null (a service of this protocol has no path)")
+            faults.append("path")
         if self.protocol not in {"https", "tls", "grpcs", "wss"}:
-            for field in ("client_certificate", "tls_verify", "tls_verify_depth", "ca_certificates"):
-                if getattr(self, field) is not None:
-                    raise ValueError(f"{field}: value must be null unless protocol is https or tls")
+            tls = ("client_certificate", "tls_verify", "tls_verify_depth", "ca_certificates", "tls_sans")
+            faults.extend(name for name in tls if getattr(self, name) is not None)
+        if faults:
+            said = "failed conditional validation given value of field 'protocol'"
+            raise FieldFaults([("", said), *((name, "value must be null") for name in faults)])
         return self
 
 
@@ -199,8 +249,35 @@ def _split_url(url: str) -> dict[str, Any]:
     return expanded
 
 
+_CRITERIA = ("methods", "hosts", "paths", "headers", "snis", "sources", "destinations")
+_TRADITIONAL_ONLY = ("regex_priority", "path_handling")
+
+_MATCHING = (
+    (("http", "ws"), ("methods", "hosts", "headers", "paths"), ("sources", "destinations")),
+    (("https", "wss"), ("methods", "hosts", "headers", "paths", "snis"), ("sources", "destinations")),
+    (("grpc",), ("hosts", "headers", "paths"), ("methods", "sources", "destinations")),
+    (("grpcs",), ("hosts", "headers", "paths", "snis"), ("methods", "sources", "destinations")),
+    (("tcp", "tls", "udp"), ("sources", "destinations", "snis"), ("methods", "hosts", "paths", "headers")),
+    (("tls_passthrough",), ("snis",), ("methods", "hosts", "paths", "headers")),
+)
+"""(protocols, fields of which one must be set, fields that must not be), the first that applies."""
+
+
+class Endpoint(Record):
+    """An address of a stream: IP or CIDR, port, or both."""
+
+    ip: Annotated[str, AfterValidator(_check_network)] | None = None
+    port: Port | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.ip is None and self.port is None:
+            raise ValueError("at least one of these fields must be non-empty: 'ip', 'port'")
+        return self
+
+
 class Route(Entity):
-    """A rule by which requests reach a service."""
+    """A rule by which requests reach a service: fields that must match, or one expression."""
 
     name: Name | None = None
     protocols: Annotated[list[Protocol], Field(min_length=1)] = Field(
@@ -211,8 +288,10 @@ class Route(Entity):
     paths: list[Annotated[str, AfterValidator(_check_route_path)]] | None = None
     headers: dict[str, list[str]] | None = None
     snis: list[str] | None = None
-    sources: list[dict[str, Any]] | None = None
-    destinations: list[dict[str, Any]] | None = None
+    sources: list[Endpoint] | None = None
+    destinations: list[Endpoint] | None = None
+    expression: Annotated[str, AfterValidator(_check_expression)] | None = None
+    priority: Priority | None = None
     https_redirect_status_code: Literal[426, 301, 302, 307, 308] = 426
     regex_priority: int = 0
     strip_path: bool = True
@@ -223,23 +302,70 @@ class Route(Entity):
     service: Reference | None = None
     updated_at: int | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_defaults(cls, data: Any) -> Any:
+        """Defaults that depend on the kind of route: grpc paths are never cut, only expressions have a priority."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        protocols = data.get("protocols")
+        if isinstance(protocols, list) and protocols and set(map(str, protocols)) <= {"grpc", "grpcs"}:
+            data.setdefault("strip_path", False)
+        if data.get("expression") is not None:
+            data["priority"] = data.get("priority") or 0
+            for name in _TRADITIONAL_ONLY:
+                if data.get(name, 0) is None:
+                    del data[name]
+        return data
+
+    @model_serializer(mode="wrap")
+    def _without_foreign_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields of traditional routes are null in one with an expression: decK takes them for a difference."""
+        shown: dict[str, Any] = dump(self)
+        return shown if self.expression is None else {**shown, **dict.fromkeys(_TRADITIONAL_ONLY)}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not any(set(self.protocols) <= family for family in PROTOCOL_FAMILIES):
-            raise ValueError(
-                "protocols: these sets are mutually exclusive: ('http', 'https'), ('tcp', 'tls', 'udp'), "
+            text = (
+                "these sets are mutually exclusive: ('http', 'https'), ('tcp', 'tls', 'udp'), "
                 "('tls_passthrough'), ('grpc', 'grpcs'), ('ws', 'wss')"
             )
+            raise FieldFaults([("protocols", text)])
         if self.headers is not None and any(name.lower() == "host" for name in self.headers):
-            raise ValueError("headers: must not contain 'host' (use 'hosts')")
-        criteria = ["methods", "hosts", "headers", "paths"]
-        if "http" not in self.protocols and "ws" not in self.protocols:
-            criteria.append("snis")
-        if {"http", "https"} & set(self.protocols) and not any(getattr(self, name) for name in criteria):
-            names = ", ".join(f"'{name}'" for name in criteria)
-            protocol = "http" if "http" in self.protocols else "https"
-            raise ValueError(f"must set one of {names} when 'protocols' is '{protocol}'")
+            raise FieldFaults([("headers", "must not contain 'host' (use 'hosts')")])
+        if self.strip_path and {"grpc", "grpcs"} & set(self.protocols):
+            raise FieldFaults([("strip_path", "cannot set 'strip_path' when 'protocols' is 'grpc' or 'grpcs'")])
+        if self.expression is None:
+            self._check_criteria()
+        else:
+            self._check_unmixed()
         return self
+
+    def _check_unmixed(self) -> None:
+        mixed = [name for name in _CRITERIA if getattr(self, name)]
+        if self.regex_priority != 0:
+            mixed.append("regex_priority")
+        if mixed:
+            names = ", ".join(f"'{name}'" for name in mixed)
+            raise ValueError(f"Router Expression failed validation: cannot set {names} when 'expression' is set")
+
+    def _check_criteria(self) -> None:
+        """What a route of its protocols must match by, and what it cannot."""
+        if self.priority:
+            raise ValueError("Router Expression failed validation: cannot set 'priority' without 'expression'")
+        for family, needed, forbidden in _MATCHING:
+            protocol = next((name for name in family if name in self.protocols), None)
+            if protocol is None:
+                continue
+            faults = [(name, f"cannot set '{name}' when 'protocols' is '{protocol}'") for name in forbidden]
+            if found := [fault for fault in faults if getattr(self, fault[0])]:
+                raise FieldFaults(found)
+            if not any(getattr(self, name) for name in needed):
+                names = ", ".join(f"'{name}'" for name in needed)
+                raise ValueError(f"must set one of {names} when 'protocols' is '{protocol}'")
+            return
 
 
 class Consumer(Entity):
@@ -254,6 +380,20 @@ class Consumer(Entity):
         if not self.username and not self.custom_id:
             raise ValueError("at least one of these fields must be non-empty: 'custom_id', 'username'")
         return self
+
+
+class ConsumerGroup(Entity):
+    """Consumers that are treated alike."""
+
+    name: Name
+    updated_at: int | None = None
+
+
+class ConsumerGroupMember(Entity):
+    """That a consumer belongs to a group."""
+
+    consumer_group: Reference
+    consumer: Reference
 
 
 class KeyAuthCredential(Entity):
@@ -274,6 +414,20 @@ class Ordering(Record):
     after: Phases | None = None
 
 
+class PartialLink(Record):
+    """A partial that fills a part of a plugin's configuration. Written by id or name, kept by id."""
+
+    id: Id | None = None
+    name: str | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if self.id is None and self.name is None:
+            raise ValueError("at least one of these fields must be non-empty: 'id', 'name'")
+        return self
+
+
 class Plugin(Entity):
     """A plugin's configuration, for all traffic or for one service, route, consumer or several of them.
 
@@ -291,5 +445,5 @@ class Plugin(Entity):
     consumer_group: Reference | None = None
     ordering: Ordering | None = None
     condition: Annotated[str, Field(max_length=1024)] | None = None
-    partials: list[dict[str, Any]] | None = None
+    partials: list[PartialLink] | None = None
     updated_at: int | None = None

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 Path = tuple[str | int, ...]
+Bounds = tuple[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,14 @@ class SchemaViolation(ValueError):
     def __init__(self, violations: Sequence[Violation]) -> None:
         self.violations = tuple(violations)
         super().__init__(summarise(self.violations))
+
+
+class FieldFaults(ValueError):
+    """For validators of a whole record: what is wrong with which of its fields (dotted; empty for the record)."""
+
+    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {message}" if name else message for name, message in faults))
+        self.faults = tuple(faults)
 
 
 def summarise(violations: Sequence[Violation]) -> str:
@@ -76,9 +85,14 @@ def parse(model: type[ModelT], data: Any) -> ModelT:
 def violations_of(error: ValidationError, model: type[BaseModel]) -> list[Violation]:
     found: dict[tuple[Path, str], Violation] = {}
     for detail in error.errors(include_url=False, include_input=False):
-        path, known = _walk(detail["loc"], model)
-        violation = Violation(path, _message(detail, path, known))
-        found.setdefault((path, violation.message), violation)
+        path, known, bounds = _walk(detail["loc"], model)
+        cause = (detail.get("ctx") or {}).get("error")
+        if isinstance(cause, FieldFaults):
+            listed = [Violation((*path, *filter(None, name.split("."))), text) for name, text in cause.faults]
+        else:
+            listed = [Violation(path, _message(detail, path, known, bounds))]
+        for violation in listed:
+            found.setdefault((violation.path, violation.message), violation)
     return list(found.values())
 
 
@@ -96,7 +110,7 @@ def unknown_field(name: str, known: Iterable[str]) -> str:
     return f"unknown field (known fields: {', '.join(names)})" if names else "unknown field"
 
 
-def _message(detail: Any, path: Path, known: Iterable[str]) -> str:
+def _message(detail: Any, path: Path, known: Iterable[str], bounds: Bounds | None) -> str:
     kind = str(detail["type"])
     context: Mapping[str, Any] = detail.get("ctx") or {}
     if kind == "extra_forbidden":
@@ -107,6 +121,8 @@ def _message(detail: Any, path: Path, known: Iterable[str]) -> str:
         return str(context.get("error", detail["msg"]))
     if kind in {"literal_error", "enum"}:
         return f"expected one of: {str(context['expected']).replace(' or ', ', ').replace(chr(39), '')}"
+    if bounds is not None and kind in {"greater_than_equal", "less_than_equal"}:
+        return f"value should be between {bounds[0]} and {bounds[1]}"
     if kind in _BOUNDS:
         template, key = _BOUNDS[kind]
         return template.format(context[key])
@@ -145,12 +161,14 @@ _BOUNDS = {
 }
 
 
-def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[Path, Iterable[str]]:
+def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[Path, Iterable[str], Bounds | None]:
     """Follow pydantic's location through the model: drop the names of union members, keep real keys.
 
-    Returns the path and, for the sake of suggestions, the names that the innermost record knows.
+    Returns the path, the names that the innermost record knows (for suggestions), and the least and greatest value of
+    the innermost field when it has both.
     """
     path: list[str | int] = []
+    bounds: Bounds | None = None
     annotation: Any = model
     known: Iterable[str] = ()
     for part in location:
@@ -163,6 +181,7 @@ def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[Path, 
             known = names
             path.append(part)
             annotation = names[part]
+            bounds = _bounds(candidates, part)
         elif candidates and (part in {member.__name__ for member in candidates} or part.startswith("function-")):
             annotation = next((m for m in candidates if m.__name__ == part), annotation)
         elif candidates and part in _tags(candidates):
@@ -176,7 +195,24 @@ def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[Path, 
             if value is not None:
                 path.append(part)
                 annotation = value
-    return tuple(path), known
+    return tuple(path), known, bounds
+
+
+def _bounds(models: Sequence[type[BaseModel]], name: str) -> Bounds | None:
+    fields = [field for member in models for key, field in member.model_fields.items() if name in (key, field.alias)]
+    marks = [mark for field in fields for mark in (*field.metadata, *_marks(field.annotation))]
+    least = next((mark.ge for mark in marks if hasattr(mark, "ge")), None)
+    greatest = next((mark.le for mark in marks if hasattr(mark, "le")), None)
+    return (least, greatest) if least is not None and greatest is not None else None
+
+
+def _marks(annotation: Any) -> Iterable[Any]:
+    """Metadata of `Annotated` parts: `Annotated[int, Field(ge=0)] | None`, `list[Annotated[…]]`."""
+    for mark in getattr(annotation, "__metadata__", ()):
+        yield from getattr(mark, "metadata", ()) if hasattr(mark, "metadata") else (mark,)
+    for argument in get_args(annotation):
+        if not isinstance(argument, str | int):
+            yield from _marks(argument)
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:

@@ -190,8 +190,8 @@ async def test_a_plugin_may_exist_once_per_scope(client: Client) -> None:
     await client.call("POST", "plugins", {"name": "key-auth"}, 201)
     await client.call("POST", "plugins", {"name": "key-auth", **scope}, 201)
     refused = await client.call("POST", "plugins", {"name": "key-auth", **scope}, 409)
-    assert refused["fields"] == {"name": "key-auth", "route": None, "consumer": None, **scope}
-    assert 'consumer=null,name="key-auth",route=null,service={id="' in refused["message"]
+    assert refused["fields"] == {"name": "key-auth", "route": None, "consumer": None, "consumer_group": None, **scope}
+    assert 'consumer=null,consumer_group=null,name="key-auth",route=null,service={id="' in refused["message"]
 
 
 async def test_a_taken_key_is_refused_without_being_shown(client: Client) -> None:

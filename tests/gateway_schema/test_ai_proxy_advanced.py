@@ -76,7 +76,7 @@ def _faults(config: dict[str, Any]) -> list[str]:
             "targets[0].model.options.upstream_url: invalid value: example.com/v1 "
             "(an absolute URL, such as https://host:443/v1/chat/completions)",
         ),
-        (_config(weight=0), "targets[0].weight: value must be at least 1"),
+        (_config(weight=0), "targets[0].weight: value should be between 1 and 65535"),
         ({"targets": []}, "targets: length must be at least 1"),
         (
             _config(options={"temprature": 1}),

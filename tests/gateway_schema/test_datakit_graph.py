@@ -429,7 +429,7 @@ REFUSED: list[tuple[str, list[Any], dict[str, str]]] = [
         {
             "config.nodes[0].method": "must match the pattern ^[A-Z]+$",
             "config.nodes[0].timeout": "value must be at least 0",
-            "config.nodes[1].status": "value must be at least 200",
+            "config.nodes[1].status": "value should be between 200 and 599",
         },
     ),
     (
