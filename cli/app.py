@@ -21,6 +21,7 @@ from cli.commands.declarative import apply, diff, dump, reset, sync, validate
 from cli.commands.demo import demo
 from cli.commands.planes import control_plane, data_plane
 from cli.commands.stack import down, env, list_recipes, logs, status, up
+from cli.commands.tokens import audit, token
 from cli.errors import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, CliError
 from cli.output import Output
 
@@ -46,6 +47,7 @@ SECTIONS: Mapping[str, Sequence[click.Command]] = {
     "A local stack": (up, down, status, list_recipes, logs, env, demo),
     "Declarative files": (sync, apply, diff, dump, validate, reset),
     "Numbers": (analytics,),
+    "Who may, and who did": (token, audit),
     "Either plane alone": (control_plane, data_plane),
 }
 for commands in SECTIONS.values():

@@ -124,6 +124,31 @@ class ControlPlane:
         path = f"/v2/control-planes/{control_plane_id}/dp-client-certificates"
         self._call("POST", path, json={"cert": certificate, "title": title})
 
+    # Who may, and who did
+
+    def tokens(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self._get("/v2/tokens", {"page[size]": "1000", "page[number]": str(len(found) // 1000 + 1)})
+            found += page["data"]
+            if len(page["data"]) < 1000:
+                return found
+
+    def create_token(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The token, with its value: it cannot be had again."""
+        return dict(self._call("POST", "/v2/tokens", json=body))
+
+    def revoke_token(self, token_id: str) -> None:
+        self._call("DELETE", f"/v2/tokens/{token_id}")
+
+    def control_plane_names(self) -> dict[str, str]:
+        """By id, of the first thousand."""
+        rows = self._get("/v2/control-planes", {"page[size]": "1000"})["data"]
+        return {str(row["id"]): str(row["name"]) for row in rows}
+
+    def audit_logs(self, query: Mapping[str, str]) -> dict[str, Any]:
+        return dict(self._get("/v2/audit-logs", query))
+
     # Analytics
 
     def metrics(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,8 +190,10 @@ class ControlPlane:
         connection = self.connection
         if response.status_code == 401:
             given = f"the token from {connection.token_source}" if connection.token else "a request without a token"
+            reason = str(_problem(response).get("detail") or "")
+            why = f": {reason}" if "expired" in reason else ""
             return ApiError(
-                f"the control plane at {connection.address} refused {given} (401); give one with --konnect-token, "
+                f"the control plane at {connection.address} refused {given} (401){why}; give one with --konnect-token, "
                 "--konnect-token-file or DECK_KONNECT_TOKEN",
                 401,
             )
