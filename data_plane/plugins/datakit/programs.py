@@ -1,4 +1,5 @@
-"""jq programs at work: small ones where the request is handled, all others in processes that can be killed.
+"""jq programs at work: simple ones without jq (`simple`), small ones where the request is handled, all others in
+processes that can be killed.
 
 A program that does not end would otherwise stop every request of the worker (or, in a thread, hold a core and its
 memory for ever: libjq cannot be interrupted). `gateway_schema.plugins.datakit_jq` says which programs are which.
@@ -15,6 +16,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final
 
+from data_plane.plugins.datakit import simple
 from data_plane.plugins.datakit.values import NULL, NodeError, Value
 from gateway_schema.plugins.datakit_jq import Program, as_text
 
@@ -31,6 +33,9 @@ _MAX_MESSAGE: Final = 300
 
 def evaluate(program: Program, value: Value, pool: EvaluatorPool) -> Value | Awaitable[Value]:
     """The first result, null when there is none. Raises NodeError; larger work is given back as an awaitable."""
+    known = simple.evaluate(program.source, value)
+    if known is not None:
+        return known
     text = value.text
     if not program.runs_inline(text):
         return pool.evaluate(program, text)

@@ -1,0 +1,166 @@
+"""Programs that are worked out without jq give what jq gives, or are left to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jq
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from data_plane.plugins.datakit.simple import evaluate
+from data_plane.plugins.datakit.values import Value, loads
+from gateway_schema.plugins.datakit_jq import as_text
+
+TRIM = r'gsub("^\\s+|\\s+$"; "")'
+RECIPE = (
+    '({"messages": .messages})\n',
+    '{\n  apikey: "internal-router-key"\n}\n\n',
+    r'.body.choices[0].message.content | gsub("^\\s+|\\s+$"; "")' + "\n\n\n",
+    ". as $in | $in.original | .model = $in.selected\n",
+)
+PROGRAMS = (
+    *RECIPE,
+    ".",
+    ".a",
+    ".a.b[0].c",
+    ".[1]",
+    ".a[-1]",
+    "(.a|.b)",
+    "{}",
+    '{"a b": .a, c: "d"}',
+    '{a: ., a: .a, "if": .b}',
+    '.a = "x"',
+    ".a = .b",
+    ".b = . | .c",
+    '. as $x | {a: $x.a, b: $x} | .c = "1"',
+    TRIM,
+    ".a | " + TRIM,
+    ". as $x | .a | {b: ., c: $x.a[0]}",
+)
+
+KEYS = st.sampled_from(
+    ["a", "b", "c", "body", "choices", "message", "messages", "content", "original", "selected", "model"]
+)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+    | st.text(alphabet=" \t\n\v\f\rab\x1c\x1f\x85\xa0\u2003\x7f", max_size=6)
+)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+
+
+def by_libjq(program: str, text: str) -> Any:
+    try:
+        return ("value", next(iter(jq.compile(as_text(program)).input_text(text))))
+    except ValueError:
+        return ("error", None)
+
+
+def agrees(program: str, text: str) -> bool:
+    """Whether both ways give the same, down to the digits of numbers and the order of keys; False when left to jq."""
+    mine = evaluate(program, Value.of_text(text))
+    if mine is None:
+        return False
+    kind, theirs = by_libjq(program, text)
+    assert kind == "value"
+    assert repr(mine.data) == repr(loads(theirs))
+    return True
+
+
+@given(st.sampled_from(PROGRAMS), VALUES)
+@example(TRIM, " a \n b ")
+@example(TRIM, " \n ")
+@example(TRIM, "a\n\n")
+@example(TRIM, "")
+@example(".a.b[0].c", {"a": {"b": []}})
+@example(".a", [1])
+@example('.a = "x"', None)
+def test_what_is_worked_out_is_what_jq_says(program: str, value: Any) -> None:
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # a number beyond 64 bits
+        return
+    agrees(program, text)
+
+
+@given(
+    st.sampled_from(PROGRAMS),
+    st.sampled_from(
+        [
+            '{"a":1.0}',
+            '{"a":[1e2]}',
+            '{"a":-0}',
+            "-0",
+            "1.50",
+            '{"a":100000000000000000000}',
+            '{"a":"\\ud800"}',
+            '{"a":1,"b":2,"a":{"b":3}}',
+            ' { "a" : [ 0.10 , 2 ] } ',
+            '{"a":"\\u0000 "}',
+            '{"a":"\\u007f"}',
+            "[" * 300 + "]" * 300,
+        ]
+    ),
+)
+def test_odd_texts_are_the_same_either_way(program: str, text: str) -> None:
+    agrees(program, text)
+
+
+PIECES = st.sampled_from(
+    [
+        ".",
+        "a",
+        ".a",
+        "[0]",
+        "[-1]",
+        "$x",
+        "as",
+        " ",
+        "|",
+        "{",
+        "}",
+        ":",
+        ",",
+        "=",
+        "(",
+        ")",
+        '"t"',
+        "if",
+        ". as $x |",
+        TRIM,
+    ]
+)
+
+
+@given(
+    st.lists(PIECES, max_size=9).map("".join), st.sampled_from(['{"a":{"a":[1,"t "]},"t":2}', "null", '[" a"]', '"s "'])
+)
+@example(".a|", "null")
+@example("(.a)|(.a)", "null")
+@example("..a", '{"a":1}')
+@example(". .a", '{"a":1}')
+@example(".a .a", '{"a":{"a":1}}')
+@example(".a [0]", '{"a":[1]}')
+@example("{if: .a}", "null")
+@example(".a = .a = .a", "null")
+def test_a_program_that_jq_refuses_is_never_worked_out(program: str, text: str) -> None:
+    agrees(program, text)
+
+
+@pytest.mark.parametrize("program", RECIPE)
+def test_the_recipe_needs_no_jq(program: str) -> None:
+    value = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "body": {"choices": [{"message": {"content": " fast\n"}}]},
+        "original": {"model": "x", "messages": []},
+        "selected": "fast",
+    }
+    assert agrees(program, orjson.dumps(value).decode())
