@@ -109,15 +109,16 @@ class Fleet:
         self._path.chmod(0o600)
 
     async def close(self) -> None:
+        # Without its path nobody comes any more. Who has just come takes a few turns to reach `_accept`; an asyncio
+        # server that is closed in between would forget that connection's socket.
+        self._path.unlink(missing_ok=True)
+        await _turns(5)
         if self._server is not None:
             self._server.close()
-        # A connection that the loop has just accepted reaches `_accept` a few turns later.
-        await _turns(5)
         for task in self._conversations:
             task.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)
         await _turns(2)  # the transports, closed by then, let go of their sockets
-        self._path.unlink(missing_ok=True)
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Wait until a condition on the fleet holds; says whether it came to that within `timeout` seconds."""

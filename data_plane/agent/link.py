@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,40 @@ def reason_of(error: Exception) -> str:
     return str(error)
 
 
-async def read(call: Any, timeout: float | None) -> Any:
-    """The next message of a stream. Raises Disconnected when it ended, or said nothing for `timeout` seconds."""
+async def greet(call: Any, hello: Any, timeout: float) -> Any:
+    """Open a stream with a message and return the first answer. Raises one of STREAM_ERRORS."""
     try:
         async with asyncio.timeout(timeout):
-            message = await call.read()
+            await call.write(hello)
+            return await read(call)
     except TimeoutError:
-        raise Disconnected(f"the control plane said nothing for {timeout:g} seconds") from None
+        raise Disconnected(f"the control plane did not answer within {timeout:g} seconds") from None
+
+
+async def read(call: Any) -> Any:
+    """The next message of a stream. Raises one of STREAM_ERRORS when it ended."""
+    message = await call.read()
     if message is EOF:
         code = await call.code()
         if code is grpc.StatusCode.OK:
             raise Disconnected("the control plane ended the stream")
         raise Disconnected(f"{code.name}: {await call.details()}")
     return message
+
+
+async def first_to_end(**works: Coroutine[Any, Any, Any]) -> None:
+    """Run named works side by side until one ends; raises what that one raised. The others are cancelled."""
+    tasks = [asyncio.create_task(work, name=f"stream: {name}") for name, work in works.items()]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task.cancelled():  # gRPC's way to say that the call is no more; it is nobody's wish to end us
+                raise Disconnected("the stream was cancelled")
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Backoff:

@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, read, reason_of
+from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, first_to_end, greet, read, reason_of
 from data_plane.agent.spool import BATCH_BYTES, BATCH_EVENTS, Sealed, Spool, SpoolError
 from data_plane.logs import facts
 from data_plane.settings import VERSION
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 WINDOW = 4
 LINGER = 0.25
 """Seconds that events wait for a fuller batch."""
-HELLO_TIMEOUT = 10.0
+HELLO_TIMEOUT = 15.0
 ACK_TIMEOUT = 60.0
 CLOCK_TOLERANCE = 2.0
 """Seconds by which the node's clock may differ from the control plane's before the log mentions it."""
@@ -83,9 +83,9 @@ class Reporter:
     async def _converse(self) -> None:
         call = self._stub.Report()
         try:
-            await call.write(pb.ReportMessage(hello=self._hello()))
-            self._greeted(await read(call, HELLO_TIMEOUT))
-            await self._exchange(call)
+            self._greeted(await greet(call, pb.ReportMessage(hello=self._hello()), HELLO_TIMEOUT))
+            flight = _Flight(self._spool, call)
+            await first_to_end(send=self._send(flight), acknowledgements=self._listen(call, flight))
         finally:
             call.cancel()
 
@@ -107,21 +107,6 @@ class Reporter:
         self._silent = False
         self._backoff.reset()
 
-    async def _exchange(self, call: Any) -> None:
-        flight = _Flight(self._spool, call)
-        tasks = [
-            asyncio.create_task(self._send(flight), name="telemetry stream: send"),
-            asyncio.create_task(self._listen(call, flight), name="telemetry stream: acknowledgements"),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
     async def _listen(self, call: Any, flight: _Flight) -> None:
         while True:
             answer = await self._read_acknowledgement(call, flight)
@@ -131,12 +116,14 @@ class Reporter:
 
     async def _read_acknowledgement(self, call: Any, flight: _Flight) -> pb.BatchAck:
         """The next one; silence is fine as long as nothing is under way."""
-        reading = asyncio.create_task(read(call, None), name="telemetry stream: read")
+        reading = asyncio.create_task(read(call), name="telemetry stream: read")
         try:
             while not reading.done():
                 await asyncio.wait({reading}, timeout=ACK_TIMEOUT / 4)
                 if not reading.done() and flight.oldest_age() > ACK_TIMEOUT:
                     raise Disconnected(f"a batch was not acknowledged within {ACK_TIMEOUT:g} seconds")
+            if reading.cancelled():
+                raise Disconnected("the stream was cancelled")
             answer: pb.ReportAnswer = reading.result()
         finally:
             reading.cancel()

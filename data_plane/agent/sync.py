@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_plane.agent.changes import Applier, Assembly, Outcome
-from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, read, reason_of
+from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, first_to_end, greet, read, reason_of
 from data_plane.agent.store import Snapshot
 from data_plane.logs import facts
 from data_plane.settings import VERSION
@@ -24,7 +24,8 @@ from gateway_schema.wire.config_pb2_grpc import ConfigSyncStub
 
 log = logging.getLogger(__name__)
 
-WELCOME_TIMEOUT = 10.0
+WELCOME_TIMEOUT = 15.0
+"""Seconds for connecting, Hello and Welcome together."""
 DEFAULT_HEARTBEAT = 10.0
 CHANGE_PAUSE = 0.1
 """Seconds in which several changes of workers become one Status."""
@@ -43,14 +44,13 @@ class Sync:
         self._silent = False
         """Whether the log knows already that the control plane is away."""
         self._refusal = ""
-        self._call: Any = None
+        self._restart = asyncio.Event()
         self.connected = False
         self.control_plane_name = ""
 
     def restart(self) -> None:
         """End the stream and greet anew: what this node runs is no longer what it said."""
-        if self._call is not None:
-            self._call.cancel()
+        self._restart.set()
 
     def worker_changed(self) -> None:
         self._changed.set()
@@ -77,18 +77,11 @@ class Sync:
     # One stream.
 
     async def _converse(self) -> None:
-        call = self._call = self._stub.Stream()
-        conversation = _Conversation(self, call)
+        call = self._stub.Stream()
+        self._restart.clear()
         try:
-            await conversation.hold()
-        except asyncio.CancelledError:
-            # Either this task is to end, or `restart` cancelled the call, which its reader feels in the same way.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise Disconnected("starting over") from None
+            await first_to_end(talk=_Conversation(self, call).hold(), restart=self._restart.wait())
         finally:
-            self._call = None
             call.cancel()
 
     def hello(self) -> pb.Hello:
@@ -149,25 +142,11 @@ class _Conversation:
 
     async def hold(self) -> None:
         """Raises one of STREAM_ERRORS, whatever ends the stream."""
-        await self._call.write(pb.NodeMessage(hello=self._sync.hello()))
-        await self._await_welcome()
-        tasks = [
-            asyncio.create_task(self._read(), name="config stream: read"),
-            asyncio.create_task(self._write(), name="config stream: write"),
-            asyncio.create_task(self._beat(), name="config stream: heartbeat"),
-            asyncio.create_task(self._tell_changes(), name="config stream: changes"),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        welcome = await greet(self._call, pb.NodeMessage(hello=self._sync.hello()), WELCOME_TIMEOUT)
+        self._welcomed(welcome)
+        await first_to_end(read=self._read(), write=self._write(), heartbeat=self._beat(), changes=self._tell_changes())
 
-    async def _await_welcome(self) -> None:
-        message = await read(self._call, WELCOME_TIMEOUT)
+    def _welcomed(self, message: pb.ControlMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "refusal":
             self._sync.refused(message.refusal)
@@ -179,7 +158,7 @@ class _Conversation:
 
     async def _read(self) -> None:
         while True:
-            self._take(await read(self._call, None))
+            self._take(await read(self._call))
 
     async def _write(self) -> None:
         while True:
