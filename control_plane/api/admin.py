@@ -22,21 +22,29 @@ from starlette.types import Scope as Connection
 
 from control_plane.api.admin_bodies import Form, read_body, typed
 from control_plane.api.admin_calls import Call, resource
+from control_plane.api.admin_certificates import Certificates
 from control_plane.api.admin_errors import error_response, routing_response
 from control_plane.api.admin_gateway import gateway_routes
+from control_plane.api.admin_routes import Routes
 from control_plane.api.entities import Collection
 from control_plane.api.exchange import answer
+from control_plane.api.groups import OF_CONSUMER, OF_GROUP, Groups, Members
 from control_plane.errors import ControlPlaneError, NotFound
 from control_plane.repository import Repository
 from control_plane.settings import VERSION
-from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
+from gateway_schema.registry import (
+    CERTIFICATES,
+    CONSUMER_GROUPS,
+    ENTITY_TYPES,
+    ROUTES,
+    TARGETS,
+    EntityType,
+    children_of,
+)
 
 PREFIX = "/admin/"
 _SERVER = f"tandem/{VERSION}"
 """decK's dump asks for this header, and takes the gateway for another product when it says `ai-gateway`."""
-
-_NOT_LISTED = frozenset({"targets"})
-"""Kinds that are reached through their parent only."""
 
 
 class EntityFace:
@@ -44,7 +52,7 @@ class EntityFace:
 
     def __init__(self, row: EntityType, field: str | None = None) -> None:
         self._row = row
-        self._shared = Collection(row, field)
+        self._shared = _shared(row, field)
 
     async def list(self, call: Call) -> Response:
         return await self._shared.list(call.request, call.plane, call.caller)
@@ -68,10 +76,18 @@ class EntityFace:
         body = await read_body(call.request)
         if not isinstance(body, Form):
             return body
-        plugin = None
-        if merging and self._row.name == "plugins" and "name" not in body:
-            plugin = await _value(call, self._row, call.key, "name")
-        return typed(self._row, body, plugin)
+        kind = None
+        if merging and self._row.config_key is not None and self._row.config_key not in body:
+            kind = await _value(call, self._row, call.key, self._row.config_key)
+        return typed(self._row, body, kind)
+
+
+def _shared(row: EntityType, field: str | None) -> Collection:
+    if field is None and row is CERTIFICATES:
+        return Certificates()
+    if field is None and row is CONSUMER_GROUPS:
+        return Groups()
+    return Routes(row, field) if row is ROUTES else Collection(row, field)
 
 
 class ParentFace:
@@ -109,14 +125,19 @@ async def _value(call: Call, row: EntityType, key: str, field: str) -> Any:
 def entity_routes() -> Iterator[Route]:
     """All paths of entities, from the registry."""
     for row in ENTITY_TYPES.values():
-        if row.name not in _NOT_LISTED:
+        if row is not TARGETS and not row.is_link:  # those are reached through their parents only
             yield from _collection(f"/{row.path}", EntityFace(row))
             for field in row.parents:
                 up = ParentFace(row, field)
                 handlers = {"GET": up.get, "PUT": up.replace, "PATCH": up.merge}
                 yield resource(f"/{row.path}/{{key}}/{field}", handlers)
+    yield from _memberships("/consumer_groups/{parent}/consumers", Members(OF_GROUP))
+    yield from _memberships("/consumers/{parent}/consumer_groups", Members(OF_CONSUMER))
     for parent in ENTITY_TYPES.values():
         for row, field, link in children_of(parent.name):
+            if row is TARGETS:
+                targets = EntityFace(row, field)
+                yield resource("/upstreams/{parent}/targets/all", {"GET": targets.list})
             if link.nested_path is not None:
                 yield from _collection(f"/{parent.path}/{{parent}}/{link.nested_path}", EntityFace(row, field))
 
@@ -125,6 +146,26 @@ def _collection(path: str, face: EntityFace) -> Iterator[Route]:
     yield resource(path, {"GET": face.list, "POST": face.create})
     item = {"GET": face.get, "PUT": face.replace, "PATCH": face.merge, "DELETE": face.delete}
     yield resource(f"{path}/{{key}}", item)
+
+
+def _memberships(path: str, shared: Members) -> Iterator[Route]:
+    async def everything(call: Call) -> Response:
+        return await shared.list(call.request, call.plane, call.caller)
+
+    async def one(call: Call) -> Response:
+        return await shared.get(call.request, call.plane, call.caller)
+
+    async def add(call: Call) -> Response:
+        return await shared.create(call.request, await read_body(call.request), call.plane, call.caller)
+
+    async def remove(call: Call) -> Response:
+        return await shared.delete(call.request, call.plane, call.caller)
+
+    async def clear(call: Call) -> Response:
+        return await shared.clear(call.request, call.plane, call.caller)
+
+    yield resource(path, {"GET": everything, "POST": add, "DELETE": clear})
+    yield resource(f"{path}/{{key}}", {"GET": one, "DELETE": remove})
 
 
 def _endpoints(known: list[Route]) -> Route:

@@ -19,7 +19,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from control_plane.api.exchange import json_object
-from control_plane.content import plugin_class
+from control_plane.content import config_class
 from control_plane.errors import BadRequest
 from gateway_schema.registry import EntityType
 
@@ -27,6 +27,8 @@ FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 _MAX_FIELDS = 1000
 _MAX_DEPTH = 32
+_TRANSIENT: Mapping[tuple[str, str], Any] = {("certificates", "snis"): list[str]}
+"""What may be written of an entity without being one of its fields."""
 _KEY_PART = re.compile(r"([^.\[\]]+)|\[(\d*)\]")
 
 
@@ -45,16 +47,17 @@ async def read_body(request: Request) -> dict[str, Any]:
     return await json_object(request)
 
 
-def typed(row: EntityType, form: Form, plugin: str | None = None) -> dict[str, Any]:
-    """What a form says of an entity. `plugin`: the plugin's name where the form does not repeat it."""
-    config_class = plugin_class(row, {"name": plugin, **form})
+def typed(row: EntityType, form: Form, kind: str | None = None) -> dict[str, Any]:
+    """What a form says of an entity. `kind`: what decides on the fields of `config` (a plugin's name, a partial's
+    type), where the form does not repeat it."""
+    config = config_class(row, form if kind is None else {**form, str(row.config_key): kind})
     result = {}
     for name, value in form.items():
-        if name == "config" and config_class is not None:
-            result[name] = _record((config_class,), value) if isinstance(value, dict) else value
+        if name == "config" and config is not None:
+            result[name] = _record((config,), value) if isinstance(value, dict) else value
         else:
             field = row.model.model_fields.get(name)
-            result[name] = _typed(field.annotation if field else Any, value)
+            result[name] = _typed(field.annotation if field else _TRANSIENT.get((row.name, name), Any), value)
     return result
 
 

@@ -66,6 +66,14 @@ async def plugin_schema(call: Call) -> Response:
     return answer(schemas.plugin_schema(call.key))
 
 
+async def partial_schema(call: Call) -> Response:
+    return answer(schemas.partial_schema(call.key))
+
+
+async def vault_schema(call: Call) -> Response:
+    return answer(schemas.vault_schema(call.key))
+
+
 async def entity_schema(call: Call) -> Response:
     return answer(schemas.entity_schema(call.key))
 
@@ -85,5 +93,7 @@ def gateway_routes() -> Iterator[Route]:
     yield resource("/tags/{tag}", {"GET": list_tags})
     yield resource("/plugins/enabled", {"GET": plugins_enabled})
     yield resource("/schemas/plugins/{key}", {"GET": plugin_schema})
+    yield resource("/schemas/partials/{key}", {"GET": partial_schema})
+    yield resource("/schemas/vaults/{key}", {"GET": vault_schema})
     yield resource("/schemas/{key}", {"GET": entity_schema})
     yield resource("/schemas/{key}/validate", {"POST": validate_entity}, reads=frozenset({"POST"}))
