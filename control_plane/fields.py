@@ -113,7 +113,7 @@ def _limit(value: Value, metadata: Any) -> None:
 def _describe(member: Any, value: Value) -> None:
     origin = get_origin(member)
     if member in _SCALARS:
-        value.kind = _SCALARS[member]
+        value.kind = "number" if value.kind == "number" else _SCALARS[member]
     elif origin is Literal:
         value.choices += get_args(member)
         value.kind = _SCALARS[type(value.choices[0])]

@@ -8,7 +8,7 @@ object without `additionalProperties` for a record and sends an empty one, so re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -43,10 +43,26 @@ def plugin_schema(name: str) -> dict[str, Any]:
         raise NotFound(f"No plugin named '{name}'")
     scopes = [{scope: _scope(scope, config_class)} for scope in _SCOPES]
     config = {"type": "record", "required": True, "fields": _lua_fields(config_class), "entity_checks": []}
-    return {
+    shown: dict[str, Any] = {
         "fields": [{"protocols": _protocols(config_class)}, *scopes, {"config": config}],
         "entity_checks": [],
     }
+    places: dict[str, list[str]] = {}
+    for kind, place in _partial_places(config_class, "config"):
+        places.setdefault(kind, []).append(place)
+    return shown | {"supported_partials": places} if places else shown
+
+
+@cache
+def partial_schema(kind: str) -> dict[str, Any]:
+    """`schemas/partials/{type}`. Raises NotFound."""
+    return _config_schema("partials", kind)
+
+
+@cache
+def vault_schema(name: str) -> dict[str, Any]:
+    """`schemas/vaults/{name}`. Raises NotFound."""
+    return _config_schema("vaults", name)
 
 
 @cache
@@ -60,8 +76,9 @@ def entity_schema(name: str) -> dict[str, Any]:
 def json_schema(name: str) -> dict[str, Any]:
     """`v1/schemas/json/{entity}`, by the singular of the entity's path (`service`, `key-set`). Raises NotFound."""
     for row in ENTITY_TYPES.values():
-        if row.path.removesuffix("s") == name:
-            return {"$id": name, "title": name, **_json_record((row.model,))}
+        if row.path is not None and row.path.removesuffix("s") == name:
+            shown = {"$id": name, "title": name, **_json_record((row.model,))}
+            return shown | {"allOf": _json_configs(row)} if row.configs and row.name != "plugins" else shown
     raise NotFound(f"No entity named '{name}'")
 
 
@@ -70,7 +87,8 @@ def validate(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     because clients check the entities of a file before they write any. Raises NotFound or SchemaFault."""
     row = _row(name)
     try:
-        content.complete(row, content.generate(row, content.written_form(row, body)))
+        written = content.generate(row, content.written_form(row, body))
+        content.complete(row, content.admitted(row, written, None))
     except SchemaViolation as error:
         raise SchemaFault(error.violations) from None
     return VALID
@@ -81,6 +99,28 @@ def _row(name: str) -> EntityType:
     if row is None:
         raise NotFound(f"No entity named '{name}'")
     return row
+
+
+def _config_schema(name: str, kind: str) -> dict[str, Any]:
+    config_class = _row(name).configs.get(kind)
+    if config_class is None:
+        raise NotFound(f"No {name.removesuffix('s')} named '{kind}'")
+    config = {"type": "record", "required": True, "fields": _lua_fields(config_class)}
+    return {"name": kind, "fields": [{"config": config}]}
+
+
+def _partial_places(model: type[BaseModel], path: str) -> Iterator[tuple[str, str]]:
+    """Where a partial can stand in a configuration: at every record of a partial's class, the outermost of them."""
+    kinds = {config: kind for kind, config in _row("partials").configs.items()}
+    for item in fields_of(model):
+        value, place = item.value, f"{path}.{item.name}"
+        if value.kind == "array" and value.element is not None:
+            value, place = value.element, f"{place}[]"
+        for record in value.records:
+            if record in kinds:
+                yield kinds[record], place
+            elif value.kind == "record":
+                yield from _partial_places(record, place)
 
 
 # -- Kong's dialect: lists of one-key objects
@@ -169,14 +209,25 @@ def _lua_bounds(bounds: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json_record(models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
     items = list(fields_of(*models))
-    shown: dict[str, Any] = {
-        "type": "object",
-        "properties": {item.name: _json_field(item) for item in items},
-        "additionalProperties": False,
-    }
+    shown = _closed({item.name: _json_field(item) for item in items})
     if required := [item.name for item in items if item.required]:
         shown["required"] = required
     return shown
+
+
+def _json_configs(row: EntityType) -> list[dict[str, Any]]:
+    """What `config` holds, by the field that decides it."""
+    return [
+        {
+            "if": {"required": [row.config_key], "properties": {row.config_key: {"const": kind}}},
+            "then": {"properties": {"config": _closed({kind: _json_record((model,))})}},
+        }
+        for kind, model in row.configs.items()
+    ]
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _json_field(item: Field) -> dict[str, Any]:
@@ -184,8 +235,15 @@ def _json_field(item: Field) -> dict[str, Any]:
     if item.description:
         shown["description"] = item.description
     if item.default is not None:
-        shown["default"] = item.default
+        shown["default"] = _without_nulls(item.default)
     return shown
+
+
+def _without_nulls(default: Any) -> Any:
+    """decK drops nulls from what it reads before it looks whether that is the default."""
+    if not isinstance(default, dict):
+        return default
+    return {name: _without_nulls(value) for name, value in default.items() if value is not None}
 
 
 def _json_value(value: Value) -> dict[str, Any]:
@@ -194,7 +252,7 @@ def _json_value(value: Value) -> dict[str, Any]:
     if value.kind == "record":
         return _json_record(value.records)
     if value.kind == "foreign":
-        return {"type": "object", "properties": {"id": {"type": "string"}}, "additionalProperties": False}
+        return _closed({"id": {"type": "string"}})
     if value.element is not None:
         element = _json_value(value.element)
         if value.kind == "map":

@@ -21,6 +21,18 @@ async def get_plugin_schema(control_plane_id: str, name: str, _: Reader) -> Resp
     return answer(schemas.plugin_schema(name))
 
 
+@router.get("/schemas/partials/{kind}")
+async def get_partial_schema(control_plane_id: str, kind: str, _: Reader) -> Response:
+    """A partial's fields and defaults, in Kong's dialect: `redis-ee`, `vectordb`."""
+    return answer(schemas.partial_schema(kind))
+
+
+@router.get("/schemas/vaults/{name}")
+async def get_vault_schema(control_plane_id: str, name: str, _: Reader) -> Response:
+    """A vault's fields, in Kong's dialect: `env`, `hcv`."""
+    return answer(schemas.vault_schema(name))
+
+
 @router.get("/schemas/{entity}")
 async def get_entity_schema(control_plane_id: str, entity: str, _: Reader) -> Response:
     """An entity's fields and defaults, in Kong's dialect: `services`, `keyauth_credentials`."""
