@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.end_to_end.stack import Stack, kill, pids_of, processes, prompt
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "home")
-    try:
-        yield stack
-    finally:
-        stack.recipe("down", "--all")
 
 
 def listening(port: int) -> bool:
