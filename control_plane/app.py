@@ -26,6 +26,7 @@ from control_plane.api import (
     konnect,
     nodes,
     plans,
+    receipts,
     schemas,
     snapshots,
     tokens,
@@ -48,6 +49,7 @@ from control_plane.errors import (
 from control_plane.history import History
 from control_plane.holdings import HoldingsCache
 from control_plane.pins import Pins
+from control_plane.receipts import Receipts
 from control_plane.secrets import Cipher, open_cipher, read_keys, watch_keys
 from control_plane.settings import MAX_BODY_BYTES, VERSION, Settings
 from control_plane.snapshot import Snapshot, build
@@ -72,6 +74,8 @@ class ControlPlane:
         self.settings = settings
         self.database = Database(settings.database_url)
         self.snapshots = SnapshotCache(self._load_snapshot)
+        self.receipts = Receipts()
+        self.snapshots.on_made(self.receipts.made)
         self.pins = Pins(self.database)
         self.throttle = Throttle()
         self.cipher: Cipher
@@ -120,6 +124,7 @@ class ControlPlane:
         self.snapshots.forget(control_plane_id)
         self.holdings.forget(control_plane_id)
         self.history.forget(control_plane_id)
+        self.receipts.forget(control_plane_id)
         await self.pins.refresh()
 
     async def _open_database(self, keys: list[str]) -> None:
@@ -167,6 +172,7 @@ def _routers() -> list[APIRouter]:
         apply.router,
         plans.router,
         snapshots.router,
+        receipts.router,
         nodes.router,
         analytics.router,
         tokens.router,

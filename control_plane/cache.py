@@ -80,6 +80,11 @@ class SnapshotCache:
         self._load = load
         self._errands = Errands("build snapshot")
         self._entries: dict[str, _Entry] = {}
+        self._on_made: list[Callable[[Parcel, bool], None]] = []
+
+    def on_made(self, listener: Callable[[Parcel, bool], None]) -> None:
+        """Call with each new snapshot, and whether it is the first one of its control plane that this cache made."""
+        self._on_made.append(listener)
 
     async def refresh(self, control_plane_id: str) -> Snapshot:
         """The snapshot with everything committed before this call; an equal hash keeps the older version."""
@@ -143,6 +148,8 @@ class SnapshotCache:
                 parcel = await self._build(control_plane_id, entry.current)
                 entry.built = covered
                 if parcel is not entry.current:
+                    for listener in self._on_made:
+                        listener(parcel, entry.current is None)
                     self._set(entry, parcel)
             assert entry.current is not None
             return entry.current

@@ -7,9 +7,9 @@ node refused it, or cannot take it) or `offline` (no stream). The row of a node 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import delete, update
 
@@ -31,11 +31,19 @@ class NodeId:
     node_id: str
 
 
+class Watcher(Protocol):
+    """Who wants to know what nodes say, once it is written."""
+
+    def arrived(self, who: NodeId) -> None: ...
+    def heard(self, who: NodeId, values: Mapping[str, Any]) -> None: ...
+
+
 class Roster:
     """Writes what the streams learn. Every method is one transaction, which a stream's end does not interrupt."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, watcher: Watcher | None = None) -> None:
         self._database = database
+        self._watcher = watcher
         self._errands = Errands("write node")
 
     async def arrived(
@@ -81,15 +89,20 @@ class Roster:
         async with self._database.writing() as session:
             node = await session.get(Node, (who.control_plane_id, who.node_id))
             if node is None:
-                session.add(Node(control_plane_id=who.control_plane_id, id=who.node_id, created_at=now, **values))
-                return
+                node = Node(control_plane_id=who.control_plane_id, id=who.node_id, created_at=now)
+                session.add(node)
             for name, value in values.items():
                 setattr(node, name, value)
+        if self._watcher is not None:
+            self._watcher.arrived(who)
+            self._watcher.heard(who, values)
 
     async def _update(self, who: NodeId, **values: Any) -> None:
         row = update(Node).where(Node.control_plane_id == who.control_plane_id, Node.id == who.node_id)
         async with self._database.writing() as session:
             await session.execute(row.values(**values), execution_options={"synchronize_session": False})
+        if self._watcher is not None:
+            self._watcher.heard(who, values)
 
 
 def worker_rows(workers: Iterable[config_pb2.Worker]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from control_plane.gate import Credentials, Gate
 from control_plane.identity import ensure_identity
 from control_plane.ingest import Ingest
 from control_plane.pins import Pins
-from control_plane.roster import Roster
+from control_plane.roster import Roster, Watcher
 from control_plane.settings import Settings
 from control_plane.telemetry import Telemetry
 from gateway_schema.wire import analytics_pb2_grpc, config_pb2_grpc
@@ -56,6 +56,8 @@ class Plane(Protocol):
     def snapshots(self) -> SnapshotCache: ...
     @property
     def pins(self) -> Pins: ...
+    @property
+    def receipts(self) -> Watcher: ...
 
 
 class Wire:
@@ -63,7 +65,7 @@ class Wire:
 
     def __init__(self, plane: Plane, pace: Pace | None = None) -> None:
         self._plane = plane
-        self._roster = Roster(plane.database)
+        self._roster = Roster(plane.database, plane.receipts)
         self._ingest = Ingest(plane.database)
         self._gate = Gate(ensure_identity(plane.settings.state_dir), plane.pins)
         credentials = Credentials(self._gate, plane.pins)

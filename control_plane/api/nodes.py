@@ -249,7 +249,6 @@ async def _find_node(session: AsyncSession, control_plane_id: str, node_id: str)
 
 def _node(row: Node) -> dict[str, Any]:
     error = row.last_error
-    offline = row.last_seen < time.time() - _OFFLINE_AFTER_SECONDS
     return {
         "id": row.id,
         "version": row.version,
@@ -260,11 +259,16 @@ def _node(row: Node) -> dict[str, Any]:
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "compatibility_status": _compatibility(error),
-        "sync_state": "offline" if offline else row.sync_state,
+        "sync_state": "offline" if is_offline(row) else row.sync_state,
         "config_version": row.config_version,
         "workers": row.workers,
         "last_error": error,
     }
+
+
+def is_offline(row: Node) -> bool:
+    """No stream, or one that has been silent for longer than streams live."""
+    return row.sync_state == "offline" or row.last_seen < time.time() - _OFFLINE_AFTER_SECONDS
 
 
 def _compatibility(error: dict[str, Any] | None) -> dict[str, Any]:

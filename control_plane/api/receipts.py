@@ -1,0 +1,98 @@
+"""Receipts: who runs a version and who does not, with a wait for the answers; and how long it takes to get there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from sqlalchemy import select
+
+from control_plane.api.exchange import AnyReader, Plane, Reader, answer
+from control_plane.api.konnect import find
+from control_plane.api.nodes import is_offline
+from control_plane.models import Node
+
+router = APIRouter(tags=["receipts"])
+
+MAX_WAIT_SECONDS = 300.0
+_ELSEWHERE_SECONDS = 0.25
+"""How often the nodes table is read for nodes that are connected to another replica."""
+_BREATH_SECONDS = 0.002
+
+_BASE = "/v2/control-planes/{control_plane_id}"
+
+
+@router.get(_BASE + "/snapshots/{version}/receipts")
+async def get_receipts(
+    control_plane_id: str,
+    version: Annotated[int, Path(ge=0, lt=1 << 63)],
+    plane: Plane,
+    _: Reader,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for missing answers")] = 0,
+) -> Response:
+    """Per node and worker. With `wait`, the answer comes as soon as every connected node has applied or refused."""
+    async with plane.database.reading() as session:
+        found = (await find(session, control_plane_id)).id
+    hash_ = await _hash_of(plane, found, version)
+    deadline = time.monotonic() + wait
+    while True:
+        changed = plane.receipts.changed(found)
+        began = time.monotonic()
+        receipts = await _read(plane, found, version, hash_)
+        now = time.monotonic()
+        if receipts["complete"] or now >= deadline:
+            return answer(receipts)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), min(deadline - now, _ELSEWHERE_SECONDS))
+        # Hundreds of nodes answer within a moment: look again after as long as looking took, not after each of them.
+        await asyncio.sleep(max(_BREATH_SECONDS, now - began))
+
+
+@router.get(_BASE + "/propagation")
+async def get_propagation(control_plane_id: str, plane: Plane, _: Reader) -> Response:
+    """Milliseconds from the making of a snapshot to each receipt, since this process started."""
+    async with plane.database.reading() as session:
+        control_plane = await find(session, control_plane_id)
+    return answer(plane.receipts.propagation(control_plane.id).shown())
+
+
+@router.get("/metrics")
+async def get_metrics(plane: Plane, caller: AnyReader) -> Response:
+    """The same for all control planes, for Prometheus."""
+    name = "tandem_config_propagation_seconds"
+    lines = [
+        f"# HELP {name} Time from the making of a snapshot to a node's receipt of it.",
+        f"# TYPE {name} histogram",
+    ]
+    for control_plane_id, propagation in sorted(plane.receipts.propagations().items()):
+        if caller.control_plane_id not in (None, control_plane_id):
+            continue
+        label = f'control_plane="{control_plane_id}"'
+        total = 0
+        for bound, total in propagation.cumulative():
+            limit = "+Inf" if bound is None else f"{bound / 1000:g}"
+            lines.append(f'{name}_bucket{{{label},le="{limit}"}} {total}')
+        lines.append(f"{name}_sum{{{label}}} {propagation.sum_ms / 1000:.6f}")
+        lines.append(f"{name}_count{{{label}}} {total}")
+    return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _hash_of(plane: Plane, control_plane_id: str, version: int) -> str:
+    """Raises NotFound for a version that is neither current nor kept."""
+    current = (await plane.snapshots.get(control_plane_id)).snapshot
+    if current.version == version:
+        return current.hash
+    if known := plane.receipts.hash_of(control_plane_id, version):
+        return known
+    async with plane.database.reading() as session:
+        return (await plane.history.entry(session, control_plane_id, version)).hash
+
+
+async def _read(plane: Plane, control_plane_id: str, version: int, hash_: str) -> dict[str, Any]:
+    async with plane.database.reading() as session:
+        query = select(Node).where(Node.control_plane_id == control_plane_id).order_by(Node.id)
+        nodes = list((await session.execute(query)).scalars())
+    return plane.receipts.view(control_plane_id, version, hash_, [(node, not is_offline(node)) for node in nodes])
