@@ -23,6 +23,7 @@ from control_plane.api import (
     apply,
     audit,
     entities,
+    groups,
     konnect,
     nodes,
     plans,
@@ -167,7 +168,8 @@ def create_app(plane: ControlPlane) -> FastAPI:
 def _routers() -> list[APIRouter]:
     return [
         konnect.router,
-        entities.router(),
+        entities.router({"consumer_groups": groups.Groups()}),
+        groups.router(),
         schemas.router,
         apply.router,
         plans.router,

@@ -148,11 +148,12 @@ class Collection:
         return Filters(tags, any_tag, equals, contains, scope)
 
 
-def router() -> APIRouter:
-    """All paths, from the registry."""
+def router(own: Mapping[str, Collection] | None = None) -> APIRouter:
+    """All paths, from the registry. `own`: the handlers of kinds with ways of their own, by name."""
     routes = APIRouter(prefix=PREFIX, tags=["core entities"])
     for row in ENTITY_TYPES.values():
-        _add(routes, row, f"/{row.path}", Collection(row), "")
+        if not row.is_link:
+            _add(routes, row, f"/{row.path}", (own or {}).get(row.name) or Collection(row), "")
     for parent in ENTITY_TYPES.values():
         for row, field, link in children_of(parent.name):
             if link.nested_path is not None:

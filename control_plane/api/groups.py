@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 
-from control_plane.api.entities import Collection, read_offset, read_size, write_offset
+from control_plane.api.entities import PREFIX, Collection, read_offset, read_size, write_offset
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.errors import NotFound, SchemaFault
 from control_plane.holdings import Row
@@ -164,3 +164,34 @@ async def members(repository: Repository, end: End, holder: Row) -> Sequence[Row
     """What is at the other ends, in the order of ids."""
     links = await repository.referring(CONSUMER_GROUP_CONSUMERS, end.holder_field, [holder.id])
     return await repository.of_ids(end.member, sorted(str(link.reference(end.member_field)) for link in links))
+
+
+def router() -> APIRouter:
+    """The paths of memberships on Konnect's face."""
+    routes = APIRouter(prefix=PREFIX, tags=["core entities"])
+    for end in (OF_GROUP, OF_CONSUMER):
+        shared, name = Members(end), f"{end.many}_of_{end.one}"
+        path = f"/{end.holder.path}/{{parent}}/{end.many}"
+        for method, where, endpoint, status in (
+            ("GET", path, shared.list, 200),
+            ("POST", path, shared.create, 201),
+            ("DELETE", path, shared.clear, 204),
+            ("GET", f"{path}/{{key}}", shared.get, 200),
+            ("DELETE", f"{path}/{{key}}", shared.delete, 204),
+        ):
+            verb = {"GET": "list", "DELETE": "clear"}.get(method, "post") if where == path else method.lower()
+            operation = f"{verb}_{name}"
+            options: dict[str, Any] = {"status_code": status, "openapi_extra": _described(end, method, where)}
+            routes.add_api_route(where, endpoint, methods=[method], operation_id=operation, name=operation, **options)
+    return routes
+
+
+def _described(end: End, method: str, path: str) -> dict[str, Any]:
+    names = [name for name in ("control_plane_id", "parent", "key") if f"{{{name}}}" in PREFIX + path]
+    shown: dict[str, Any] = {
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    }
+    if method == "POST":
+        schema = {"type": "object", "properties": {end.body_key: {"type": "string"}}, "required": [end.body_key]}
+        shown["requestBody"] = {"content": {"application/json": {"schema": schema}}, "required": True}
+    return shown
