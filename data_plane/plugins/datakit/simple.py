@@ -19,6 +19,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
+import orjson
+
 from data_plane.plugins.datakit.values import Value
 from gateway_schema.plugins.datakit_jq import INLINE_INPUT
 
@@ -41,8 +43,8 @@ _TOKEN: Final = re.compile(
 _RESERVED: Final = frozenset(
     "__loc__ and as catch def elif else end foreach if import include label module or reduce then try".split()  # noqa: SIM905
 )
-_WRITTEN_OTHERWISE: Final = re.compile(r"[:\[,\s](?:-?\d+[.eE]|-0)|^-?\d+[.eE]|^-0|\d{17}|\x7f|\\u007[fF]").search
-"""Finds what jq writes in its own way: some numbers (also inside texts, where it does no harm), and DEL."""
+_MINUS_ZERO: Final = re.compile(r"(?:^|[:\[,\s])-0").search
+_EXACT: Final = 2**53
 _BLANKS: Final = " \t\n\v\f\r"
 _DEEPEST: Final = 200
 
@@ -57,12 +59,31 @@ def evaluate(source: str, value: Value) -> Value | None:
     if program is None:
         return None
     text = value.text
-    if len(text) > INLINE_INPUT or _WRITTEN_OTHERWISE(text) or text.count("{") + text.count("[") > _DEEPEST:
+    if len(text) > INLINE_INPUT or text.count("{") + text.count("[") > _DEEPEST or _is_odd(text):
         return None
     try:
-        return Value(program(value.data))
+        return Value(_exact(program(orjson.loads(text))))
     except (_Other, ValueError):  # ValueError: JSON that only jq can read
         return None
+
+
+def _is_odd(text: str) -> bool:
+    """Whether it may hold what jq writes in its own way and what cannot be told from the data: minus zero, and DEL."""
+    return "\x7f" in text or "\\u007" in text or ("-0" in text and _MINUS_ZERO(text) is not None)
+
+
+def _exact(value: Any) -> Any:
+    """The same, unless there are numbers in it that jq would write digit for digit, and we could not."""
+    kind = type(value)
+    if kind is dict:
+        for member in value.values():
+            _exact(member)
+    elif kind is list:
+        for member in value:
+            _exact(member)
+    elif kind is float or (kind is int and not -_EXACT <= value <= _EXACT):
+        raise _Other
+    return value
 
 
 @lru_cache(maxsize=512)
