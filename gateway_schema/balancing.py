@@ -142,13 +142,14 @@ class Upstream(Entity):
     @model_validator(mode="before")
     @classmethod
     def _settle_algorithm(cls, data: Any) -> Any:
-        """What is hashed on and how targets are chosen go together: one written decides the other, as in Kong."""
+        """What is hashed on decides how targets are chosen, as in Kong, but only where the file does not say how: decK
+        writes both, its own default for the one left out, and takes what comes back otherwise for a difference."""
         if not isinstance(data, dict):
             return data
         algorithm, hash_on = data.get("algorithm"), data.get("hash_on")
         if algorithm in {"least-connections", "latency"}:
             return {**data, "hash_on": "none"} if isinstance(hash_on, str) else data
-        if algorithm == "sticky-sessions" or not isinstance(hash_on, str):
+        if algorithm is not None or not isinstance(hash_on, str):
             return data
         return {**data, "algorithm": "round-robin" if hash_on == "none" else "consistent-hashing"}
 
@@ -190,7 +191,7 @@ def _check_target(value: str) -> str:
     address = host[1:-1] if host.startswith("[") else host
     if not (_is_address(address) if host.startswith("[") else _is_address(host) or _HOST.match(host)):
         raise ValueError("Invalid target; not a valid hostname or ip address")
-    if not (_PORT.match(port) and int(port) <= 65_535):
+    if value.endswith(":") or (port and not (_PORT.match(port) and int(port) <= 65_535)):
         raise ValueError("Invalid target; not a valid port")
     return value
 
@@ -207,7 +208,10 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 class Target(Entity):
-    """An address behind an upstream: a host or an address with its port, and its share of the requests."""
+    """An address behind an upstream: a host or an address with its port, and its share of the requests.
+
+    The text stays as it was written: decK compares it. Without a port it means DEFAULT_TARGET_PORT.
+    """
 
     upstream: Reference
     target: Annotated[str, AfterValidator(_check_target)]
@@ -215,12 +219,3 @@ class Target(Entity):
     failover: bool = False
     created_at: int | float | None = None  # type: ignore[assignment]
     updated_at: int | float | None = None
-
-    @classmethod
-    def expand(cls, written: dict[str, Any]) -> dict[str, Any]:
-        """The text stays as it is, but for the port that it means when it names none."""
-        target = written.get("target")
-        if not isinstance(target, str) or not target:
-            return written
-        host, port = split_target(target)
-        return written if port or target.endswith(":") else {**written, "target": f"{host}:{DEFAULT_TARGET_PORT}"}

@@ -1,0 +1,13 @@
+"""decK as it speaks to Kong itself: `--kong-addr`, one base address per control plane."""
+
+from __future__ import annotations
+
+from tests.control_plane.client import TOKEN
+from tests.control_plane.deck.served import Deck
+
+
+class AdminDeck(Deck):
+    """`deck gateway …` against the Admin API of one control plane resource."""
+
+    def address(self) -> tuple[str, ...]:
+        return ("--kong-addr", f"http://127.0.0.1:{self.port}/admin/{self.name}", "--kong-admin-token", TOKEN)
