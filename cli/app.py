@@ -19,7 +19,9 @@ import click
 from cli.commands.analytics import analytics
 from cli.commands.declarative import apply, diff, dump, reset, sync, validate
 from cli.commands.demo import demo
+from cli.commands.history import history, rollback
 from cli.commands.planes import control_plane, data_plane
+from cli.commands.plans import apply_plan
 from cli.commands.stack import down, env, list_recipes, logs, status, up
 from cli.commands.tokens import audit, token
 from cli.errors import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, CliError
@@ -45,7 +47,8 @@ def recipe() -> None:
 
 SECTIONS: Mapping[str, Sequence[click.Command]] = {
     "A local stack": (up, down, status, list_recipes, logs, env, demo),
-    "Declarative files": (sync, apply, diff, dump, validate, reset),
+    "Declarative files": (sync, apply, diff, apply_plan, dump, validate, reset),
+    "What was before": (history, rollback),
     "Numbers": (analytics,),
     "Who may, and who did": (token, audit),
     "Either plane alone": (control_plane, data_plane),

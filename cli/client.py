@@ -31,6 +31,17 @@ class Connection:
         return f"Connection({self.address}, token from {self.token_source})"
 
 
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What a caller agrees to beforehand: taking over what others own, deleting an alarming share."""
+
+    adopt: bool = False
+    force: bool = False
+
+
+NO_CONSENT = Consent()
+
+
 class ControlPlane:
     """One control plane process, reached over HTTP. Close it, or use it as a context manager."""
 
@@ -86,13 +97,53 @@ class ControlPlane:
     # Configuration
 
     def apply(
-        self, control_plane_id: str, document: Mapping[str, Any], select_tags: Sequence[str], mode: str, commit: bool
+        self,
+        control_plane_id: str,
+        document: Mapping[str, Any],
+        select_tags: Sequence[str],
+        mode: str,
+        commit: bool,
+        consent: Consent = NO_CONSENT,
     ) -> dict[str, Any]:
         """The plan for a declarative document and, when committed, the version and hash that hold it."""
-        body: dict[str, Any] = {"document": document, "mode": mode, "commit": commit}
-        if select_tags:
-            body["select_tags"] = list(select_tags)
-        path = f"/v2/control-planes/{control_plane_id}/apply"
+        body = {"document": document, "mode": mode, "commit": commit, **_wishes(select_tags, consent)}
+        return self._write(f"/v2/control-planes/{control_plane_id}/apply", body)
+
+    def save_plan(
+        self, control_plane_id: str, document: Mapping[str, Any], select_tags: Sequence[str], adopt: bool
+    ) -> dict[str, Any]:
+        """Make the plan of a sync and keep it in the control plane: its id, version, expiry, and what it would do."""
+        body = {"document": document, "mode": "sync", **_wishes(select_tags, Consent(adopt=adopt))}
+        return self._write(f"/v2/control-planes/{control_plane_id}/plans", body)
+
+    def apply_plan(self, control_plane_id: str, plan_id: str, force: bool) -> dict[str, Any]:
+        path = f"/v2/control-planes/{control_plane_id}/plans/{quote(plan_id, safe='')}/apply"
+        return self._write(path, {"force": True} if force else {})
+
+    # History
+
+    def snapshots(self, control_plane_id: str, size: int) -> list[dict[str, Any]]:
+        """The kept snapshots, newest first."""
+        found = self._get(f"/v2/control-planes/{control_plane_id}/snapshots", {"size": str(size)})
+        return [dict(item) for item in found["data"]]
+
+    def snapshot_diff(self, control_plane_id: str, version: int) -> dict[str, Any]:
+        """What a version changed, as a plan."""
+        return dict(self._get(f"/v2/control-planes/{control_plane_id}/snapshots/{version}/diff")["plan"])
+
+    def rollback(
+        self, control_plane_id: str, version: int, select_tags: Sequence[str], commit: bool, consent: Consent
+    ) -> dict[str, Any]:
+        body = {"commit": commit, **_wishes(select_tags, consent)}
+        return self._write(f"/v2/control-planes/{control_plane_id}/snapshots/{version}/rollback", body)
+
+    def receipts(self, control_plane_id: str, version: int, wait: float) -> dict[str, Any]:
+        """Who runs a version; answered when every connected node has said so or refused, or after `wait` seconds."""
+        path = f"/v2/control-planes/{control_plane_id}/snapshots/{version}/receipts"
+        timeout = wait + self.connection.timeout
+        return dict(self._call("GET", path, params={"wait": f"{wait:.3f}"}, timeout=timeout))
+
+    def _write(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return dict(self._call("POST", path, json=body, timeout=max(APPLY_TIMEOUT, self.connection.timeout)))
 
     def document(self, control_plane_id: str, select_tags: Sequence[str]) -> dict[str, Any]:
@@ -204,6 +255,11 @@ class ControlPlane:
         text = f"{message} ({reasons})" if reasons else message
         errors = [error for error in body.get("errors") or [] if isinstance(error, dict)]
         return ApiError(f"{text} [HTTP {response.status_code} from {connection.address}]", response.status_code, errors)
+
+
+def _wishes(select_tags: Sequence[str], consent: Consent) -> dict[str, Any]:
+    wishes: dict[str, Any] = {"select_tags": list(select_tags)} if select_tags else {}
+    return {**wishes, **({"adopt": True} if consent.adopt else {}), **({"force": True} if consent.force else {})}
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cli.client import ControlPlane
+from cli.client import NO_CONSENT, Consent, ControlPlane
 from cli.errors import ApiError, Faults
 from cli.files import Declared
 from cli.waiting import Target
@@ -39,25 +40,57 @@ def apply_declared(
     mode: Mode,
     *,
     commit: bool,
+    consent: Consent = NO_CONSENT,
 ) -> Outcome:
     """Send a whole document. Raises Faults with `file:line` of everything that the control plane refuses."""
+    with _led_to_lines(declared):
+        return outcome_of(plane.apply(control_plane_id, declared.document, select_tags, mode, commit, consent))
+
+
+def save_plan(
+    plane: ControlPlane, control_plane_id: str, declared: Declared, select_tags: Sequence[str], adopt: bool
+) -> dict[str, Any]:
+    """Have the control plane make and keep the plan of a sync. Raises Faults with `file:line`."""
+    with _led_to_lines(declared):
+        return plane.save_plan(control_plane_id, declared.document, select_tags, adopt)
+
+
+def reset_entities(
+    plane: ControlPlane,
+    control_plane_id: str,
+    select_tags: Sequence[str],
+    *,
+    commit: bool,
+    consent: Consent = NO_CONSENT,
+) -> Outcome:
+    """Delete what carries all of the tags; everything, when there are none."""
+    nothing = {"_format_version": FORMAT_VERSION}
+    with told_apart():
+        return outcome_of(plane.apply(control_plane_id, nothing, select_tags, "reset", commit, consent))
+
+
+@contextlib.contextmanager
+def _led_to_lines(declared: Declared) -> Iterator[None]:
     try:
-        answer = plane.apply(control_plane_id, declared.document, select_tags, mode, commit)
+        yield
     except ApiError as error:
         if not error.errors:
             raise
         raise Faults([_located(fault, declared) for fault in error.errors]) from None
-    return _outcome(answer)
 
 
-def reset_entities(plane: ControlPlane, control_plane_id: str, select_tags: Sequence[str], *, commit: bool) -> Outcome:
-    """Delete what carries all of the tags; everything, when there are none."""
-    nothing = {"_format_version": FORMAT_VERSION}
-    answer = plane.apply(control_plane_id, nothing, select_tags, "reset", commit)
-    return _outcome(answer)
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Where there is no file to lead to: every fault by the entity it is about."""
+    try:
+        yield
+    except ApiError as error:
+        if not error.errors:
+            raise
+        raise Faults([f"{fault.get('entity')}: {fault.get('message')}" for fault in error.errors]) from None
 
 
-def _outcome(answer: Mapping[str, Any]) -> Outcome:
+def outcome_of(answer: Mapping[str, Any]) -> Outcome:
     target = Target(int(answer.get("version") or 0), str(answer.get("hash") or ""))
     return Outcome(dict(answer["plan"]), bool(answer.get("committed")), target)
 

@@ -42,7 +42,7 @@ def plan_json(plan: Mapping[str, Any], mask: Mask, errors: Sequence[str] = ()) -
     return {
         "changes": {verb: [_json_change(change, mask) for change in changes.get(verb) or []] for verb in _VERBS},
         "summary": {**counts, "total": int(summary.get("total", sum(counts.values())))},
-        "warnings": [],
+        "warnings": [mask.text(warning) for warning in plan.get("warnings") or []],
         "errors": [mask.text(error) for error in errors],
     }
 

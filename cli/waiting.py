@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from cli.client import ControlPlane
 from cli.errors import NotLive
 
 FIRST_POLL, LONGEST_POLL = 0.02, 0.25
+LONGEST_WAIT = 60.0
+"""Seconds for which one request waits: proxies in between cut off those that take longer."""
 REFUSAL_GRACE = 1.0
 """Seconds during which a refusal may still be about the configuration before ours."""
 
@@ -35,6 +37,34 @@ class Receipts:
         if not self.nodes:
             return "no data plane node is connected: nothing runs this configuration yet"
         return f"live on {_count(self.workers, 'worker')} of {_count(self.nodes, 'node')}"
+
+
+def wait_for_receipts(plane: ControlPlane, control_plane_id: str, target: Target, timeout: float) -> Receipts:
+    """Return when every worker of every connected node runs the target.
+
+    Raises NotLive with each node that refused it, and why, and each that was silent for `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        wait = min(max(deadline - time.monotonic(), 0.0), LONGEST_WAIT)
+        answer = plane.receipts(control_plane_id, target.version, wait)
+        if answer["complete"] or time.monotonic() >= deadline:
+            break
+    items = [item for item in answer["items"] if item["connected"]]
+    late = [item for item in items if item["state"] != "applied"]
+    if late:
+        lines = [f"written as version {target.version}, but not live everywhere:"]
+        lines += [f"  {_missing(item, timeout)}" for item in late]
+        raise NotLive("\n".join([*lines, *_others(len(items) - len(late))]))
+    return Receipts(len(items), sum(len(item["workers"]) for item in items))
+
+
+def _missing(item: Mapping[str, Any], timeout: float) -> str:
+    name = node_label({"hostname": item["hostname"], "id": item["node_id"]})
+    if item["state"] == "refused":
+        return f"node {name} refused it: {error_text(item['error'] or {})}"
+    behind = [str(worker.get("index")) for worker in item["workers"] if worker["state"] != "applied"]
+    return _silence(name, behind, timeout)
 
 
 def wait_until_live(
@@ -75,9 +105,11 @@ def _report(
     if len(nodes) < expected:
         lines.append(f"  {len(nodes)} of {expected} expected data plane nodes connected within {timeout:g} s")
     lines += [f"  {_complaint(node, target, timeout)}" for node in late]
-    if live := len(nodes) - len(late):
-        lines.append(f"  {_count(live, 'other node')} run{'s' if live == 1 else ''} it")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_others(len(nodes) - len(late))])
+
+
+def _others(live: int) -> list[str]:
+    return [f"  {_count(live, 'other node')} run{'s' if live == 1 else ''} it"] if live else []
 
 
 def _complaint(node: Mapping[str, Any], target: Target | None, timeout: float) -> str:
@@ -87,7 +119,11 @@ def _complaint(node: Mapping[str, Any], target: Target | None, timeout: float) -
         return f"node {name} refused it: {error_text(error)}"
     workers = node.get("workers") or []
     behind = [str(w.get("index")) for w in workers if target is None or not target.runs_on(w)]
-    if not workers:
+    return _silence(name, behind, timeout)
+
+
+def _silence(name: str, behind: Sequence[str], timeout: float) -> str:
+    if not behind:
         return f"node {name} reported no worker within {timeout:g} s"
     return f"node {name} was silent for {timeout:g} s: worker {', '.join(behind)} runs another version"
 

@@ -121,6 +121,8 @@ class FakeControlPlane:
                 return 204, {}
             case "GET", [_, "nodes"]:
                 return 200, {"items": self.nodes(), "page": {"total_count": 1}}
+            case "GET", [_, "snapshots", version, "receipts"]:
+                return 200, self._receipts(int(version))
             case "GET", [_, "dp-client-certificates"]:
                 return 200, {"items": [{"cert": pem} for pem in self.certificates], "page": {}}
             case "POST", [_, "dp-client-certificates"]:
@@ -131,6 +133,18 @@ class FakeControlPlane:
             case "POST", [_, "apply"]:
                 return self._apply(body)
         return 404, {"status": 404, "title": "Not Found", "message": "Not found"}
+
+    def _receipts(self, version: int) -> dict[str, Any]:
+        """From the same nodes that the nodes API shows."""
+        items = []
+        for row in self.nodes():
+            lagging = [w for w in row["workers"] if w["hash"] != HASH and w["version"] <= version]
+            state = "refused" if row["sync_state"] == "rejected" else "silent" if lagging else "applied"
+            workers = [{**w, "state": state if w in lagging else "applied"} for w in row["workers"]]
+            about = {"node_id": row["id"], "hostname": row["hostname"], "error": row["last_error"]}
+            items.append({**about, "connected": row["sync_state"] != "offline", "state": state, "workers": workers})
+        complete = all(item["state"] in ("applied", "refused") for item in items if item["connected"])
+        return {"version": version, "hash": HASH, "complete": complete, "items": items}
 
     def _apply(self, body: Any) -> tuple[int, Any]:
         """One creation when the document is another than before, one deletion for a reset of something."""

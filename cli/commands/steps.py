@@ -1,0 +1,147 @@
+"""What the commands that read or write a configuration share: their options, and the steps from asking to showing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.client import Connection, Consent, ControlPlane
+from cli.connection import Asked, resolve
+from cli.declarative import Outcome, control_plane_name
+from cli.errors import EXIT_OK, CliError, NotLive
+from cli.files import Declared, read_files
+from cli.masking import environment_values
+from cli.output import Output
+from cli.render import plan_json, plan_lines
+from cli.state import write_private
+from cli.waiting import wait_for_receipts
+
+files_argument = click.argument("files", nargs=-1, metavar="[FILE|FOLDER|-]...")
+select_tag_option = click.option(
+    "--select-tag", "select_tags", multiple=True, metavar="TAG", help="Only entities with this tag; repeatable."
+)
+json_output_option = click.option("--json-output", is_flag=True, help="The plan as JSON, in decK's shape.")
+never_asks_option = click.option("--yes", "-y", is_flag=True, help="Accepted as decK does; nothing is asked anyway.")
+wait_option = click.option("--wait", is_flag=True, help="Return when every worker of every connected node runs it.")
+wait_timeout_option = click.option(
+    "--wait-timeout", type=click.FloatRange(min=0), default=30.0, help="Seconds after which --wait gives up."
+)
+adopt_option = click.option("--adopt", is_flag=True, help="Take over what other sets of select tags own.")
+force_option = click.option("--force", is_flag=True, help="Delete also an alarming share of what is governed.")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the flags of a command say beside where the control plane is."""
+
+    select_tags: tuple[str, ...] = ()
+    json_output: bool = False
+    wait: bool = False
+    wait_timeout: float = 30.0
+    adopt: bool = False
+    force: bool = False
+
+    @property
+    def consent(self) -> Consent:
+        return Consent(self.adopt, self.force)
+
+
+def wishes_of(flags: dict[str, Any]) -> Wishes:
+    return Wishes(**{**flags, "select_tags": tuple(flags.get("select_tags", ()))})
+
+
+def inputs(output: Output, files: Sequence[str], asked: Asked) -> tuple[Declared, Connection]:
+    """The files and where they shall go; from here on, nothing of the environment is shown."""
+    output.mask.add(*environment_values(os.environ))
+    declared = read_files(files)
+    output.mask.add(*declared.used.values())
+    return declared, connection_of(output, asked, control_plane_name(declared))
+
+
+def connection_of(output: Output, asked: Asked, named_in_file: str | None) -> Connection:
+    connection = resolve(asked, named_in_file)
+    if connection.token:
+        output.mask.add(connection.token)
+    return connection
+
+
+def show(output: Output, outcome: Outcome, json_output: bool) -> None:
+    if json_output:
+        output.json(plan_json(outcome.plan, output.mask))
+        return
+    for text, style in plan_lines(outcome.plan, output.mask):
+        output.line(text, style)
+    for line in remarks(outcome.plan):
+        output.note(line, "yellow")
+
+
+def remarks(plan: dict[str, Any]) -> Iterator[str]:
+    """What decK's form has no place for: whose entities are taken over, and what should make one stop."""
+    for entity in plan.get("adopting") or []:
+        owner = ", ".join(entity["owner"])
+        yield f"adopting {entity['kind']} {entity['name']}, which was owned by {owner}"
+    for warning in plan.get("warnings") or []:
+        yield f"warning: {warning}"
+
+
+def finish(output: Output, plane: ControlPlane, control_plane_id: str, outcome: Outcome, wishes: Wishes) -> None:
+    """Show what was written and, if asked to, wait until it is live. JSON is printed once, with what went wrong."""
+    if not wishes.json_output:
+        show(output, outcome, False)
+    errors: list[str] = []
+    exit_code = EXIT_OK
+    try:
+        _await(output, plane, control_plane_id, outcome, wishes)
+    except NotLive as error:
+        if not wishes.json_output:
+            raise
+        errors, exit_code = error.lines(), error.exit_code
+    if wishes.json_output:
+        output.json(plan_json(outcome.plan, output.mask, errors))
+    if exit_code:
+        raise click.exceptions.Exit(exit_code)
+
+
+def _await(output: Output, plane: ControlPlane, control_plane_id: str, outcome: Outcome, wishes: Wishes) -> None:
+    if not wishes.wait:
+        return
+    with output.working("waiting until every worker runs it"):
+        receipts = wait_for_receipts(plane, control_plane_id, outcome.target, wishes.wait_timeout)
+    output.note(f"version {outcome.target.version}: {receipts}")
+
+
+@contextlib.contextmanager
+def reported(output: Output, json_output: bool) -> Iterator[None]:
+    """With --json-output a failure is JSON too, as decK has it; unlike decK's, the exit code tells the truth."""
+    try:
+        yield
+    except CliError as error:
+        if not json_output:
+            raise
+        output.json(plan_json({}, output.mask, error.lines()))
+        raise click.exceptions.Exit(error.exit_code) from None
+
+
+def confirm(output: Output, count: int, name: str, select_tags: Sequence[str]) -> None:
+    what = f"what carries the tags {', '.join(select_tags)}" if select_tags else "everything"
+    question = f"this deletes {what} in control plane {name}: {count} entities"
+    if not sys.stdin.isatty():
+        raise CliError(f"{question}; say --yes to do it without a terminal to ask at")
+    if not click.confirm(output.mask.text(f"{question}. Go on?"), err=True):
+        raise CliError("nothing was deleted")
+
+
+def write_file(path: Path, text: str, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise CliError(f"{path}: exists already; say --yes to overwrite it")
+    try:
+        write_private(path, text)
+    except OSError as error:
+        raise CliError(f"{path}: cannot be written: {error.strerror}") from None
