@@ -5,7 +5,7 @@ Header names keep the case they came in (Datakit shows it) and are found in any 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 
@@ -69,6 +69,11 @@ class Headers:
             _note(self._index, name.lower(), len(self.raw))
         self.raw.append((name, value))
 
+    def extend(self, fields: Sequence[tuple[str, str]]) -> None:
+        """Add several fields."""
+        self.raw += fields
+        self._index = None
+
     def remove(self, name: str) -> bool:
         """Drop a field; says whether it was there."""
         positions = self._positions(name)
@@ -81,6 +86,8 @@ class Headers:
 
     def remove_all(self, lowered: frozenset[str]) -> None:
         """Drop all fields of these names, given in lower case."""
+        if self._index is not None and lowered.isdisjoint(self._index):
+            return
         kept = [pair for pair in self.raw if pair[0].lower() not in lowered]
         if len(kept) < len(self.raw):
             self.raw = kept

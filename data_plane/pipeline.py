@@ -143,8 +143,13 @@ class Pipeline:
         headers, marks = response.headers, exchange.marks
         if response.source == "upstream" and marks.first_attempt is not None:
             started, first_byte = marks.upstream_started or 0.0, marks.first_byte or 0.0
-            headers.add("X-Kong-Upstream-Latency", str(int((first_byte - started) * 1000)))
-            headers.add("X-Kong-Proxy-Latency", str(int((marks.first_attempt - marks.received) * 1000)))
+            headers.extend(
+                (
+                    ("X-Kong-Upstream-Latency", str(int((first_byte - started) * 1000))),
+                    ("X-Kong-Proxy-Latency", str(int((marks.first_attempt - marks.received) * 1000))),
+                    ("X-Kong-Request-Id", exchange.id),
+                )
+            )
             if exchange.plan is None or exchange.upstream is not exchange.plan.upstream:
                 # Not a service of ours, whose headers have been seen to.
                 if "via" not in headers:
@@ -153,9 +158,9 @@ class Pipeline:
                     headers.add("Server", SERVER)
         else:
             headers.add("X-Kong-Response-Latency", str(int((time.monotonic() - marks.received) * 1000)))
+            headers.add("X-Kong-Request-Id", exchange.id)
             if "server" not in headers:
                 headers.add("Server", SERVER)
-        headers.add("X-Kong-Request-Id", exchange.id)
         if self._shows_debug and exchange.request.headers.get("kong-debug") == "1":
             _add_debug_headers(exchange, headers)
 

@@ -176,7 +176,8 @@ class ServiceUpstream:
                 if route.preserve_host:
                     host = pair[1]
             elif action == _CONNECTION:
-                named = f"{named},{pair[1]}"
+                if pair[1] != "keep-alive":  # What nearly all say, which names no field.
+                    named = f"{named},{pair[1]}"
             elif action == _FOR:
                 forwarded_for += pair[1] + ", "
             elif action == _VIA:
@@ -220,7 +221,7 @@ def proxied(raw: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
             server = True
         elif action == _VIA:
             via += pair[1] + ", "
-        elif action == _CONNECTION:
+        elif action == _CONNECTION and pair[1] != "keep-alive":  # What nearly all say, which names no field.
             named = f"{named},{pair[1]}"
     if named:
         kept = without_named(kept, named)

@@ -22,7 +22,6 @@ LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _PLAIN, _CONTENT_LENGTH, _DROPPED, _CONNECTION, _DATE, _HOST = range(6)
-_KEPT = (_PLAIN, _HOST)
 _REPLACED = (_CONTENT_LENGTH, _DROPPED)
 _SPECIAL = {
     "content-length": _CONTENT_LENGTH,
@@ -103,18 +102,19 @@ def response_head(response: Response, method: str, http_1_0: bool, keep_alive: b
     status = response.status
     lines = [_status_line(status, response.reason)]
     declared, dated = None, False
+    known = _kinds.get
     for name, value in response.headers.raw:
-        kind = _kinds.get(name)
+        kind = known(name)
         if kind is None:
             kind = _classify(name)
-        if kind in _KEPT:
+        if kind == _PLAIN:
             lines.append(f"{name}: {value}\r\n")
         elif kind == _CONTENT_LENGTH:
             declared = value
         elif kind == _CONNECTION:
             keep_alive = keep_alive and "close" not in value.lower()
-        elif kind == _DATE:
-            dated = True
+        elif kind not in _REPLACED:
+            dated = dated or kind == _DATE
             lines.append(f"{name}: {value}\r\n")
     body = response.body
     size = len(body) if isinstance(body, bytes) else _declared_length(declared)
@@ -145,15 +145,16 @@ def request_head(request: Request, origin: Addressed, length: int | None) -> byt
         raise InvalidHeader("invalid request target")
     lines = [f"{method} {target} HTTP/1.1\r\n"]
     has_host = False
+    known = _kinds.get
     for name, value in request.headers.raw:
-        kind = _kinds.get(name)
+        kind = known(name)
         if kind is None:
             kind = _classify(name)
-        if kind in _REPLACED:
-            continue
-        if kind == _HOST:
-            has_host = True
-        lines.append(f"{name}: {value}\r\n")
+        if kind == _PLAIN:
+            lines.append(f"{name}: {value}\r\n")
+        elif kind not in _REPLACED:
+            has_host = has_host or kind == _HOST
+            lines.append(f"{name}: {value}\r\n")
     if not has_host:
         lines.insert(1, f"Host: {origin.authority}\r\n")
     if length is None:

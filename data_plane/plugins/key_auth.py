@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlencode
 
@@ -87,7 +88,8 @@ class KeyAuth:
         for name in config.key_names:
             key = None
             if config.key_in_header:
-                key = _only(exchange.request.headers.get_all(name))
+                headers = exchange.request.headers
+                key = _only(headers.get_all(name)) if headers.has_repeats else headers.get(name) or None
             if key is None and config.key_in_query:
                 key = _only(_query_values(exchange.request.query, name))
             if key is None and body is not None:
@@ -121,17 +123,25 @@ def _admit(exchange: Exchange, consumer: Consumer, credential: KeyAuthCredential
     """Set the headers of identity. A client must not be able to claim one: all of them have been removed before."""
     exchange.consumer = consumer
     exchange.credential = credential
-    values = (
-        consumer.id,
-        consumer.custom_id,
-        consumer.username,
-        credential.id if credential is not None else None,
-        "true" if credential is None else None,
+    exchange.request.headers.extend(
+        _identity(
+            consumer.id,
+            consumer.custom_id,
+            consumer.username,
+            None if credential is None else credential.id,
+            credential is None,
+        )
     )
-    headers = exchange.request.headers
-    for name, value in zip(_IDENTITY_HEADERS, values, strict=True):
-        if value is not None:
-            headers.add(name, _latin(value))
+
+
+@lru_cache(maxsize=4096)
+def _identity(
+    consumer: str | None, custom: str | None, username: str | None, credential: str | None, is_anonymous: bool
+) -> tuple[tuple[str, str], ...]:
+    """The headers that tell a service who calls."""
+    values = (consumer, custom, username, credential, "true" if is_anonymous else None)
+    named = zip(_IDENTITY_HEADERS, values, strict=True)
+    return tuple((name, _latin(value)) for name, value in named if value is not None)
 
 
 def _latin(value: str) -> str:
