@@ -29,7 +29,7 @@ from control_plane.holdings import Holdings, Row, unique_key
 from control_plane.ownership import Owners, words
 from control_plane.planned import Plan, label, parent_names, title
 from gateway_schema.document import Declaration, Item
-from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
+from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, render_path
 
 Mode = Literal["sync", "apply", "reset"]
@@ -81,6 +81,7 @@ class _Planner:
         self._paths: dict[tuple[str, str], Item] = {}
         self._named: dict[tuple[str, str, str], str] = {}
         self._uses: list[tuple[Item, str, Row]] = []
+        self._links: dict[tuple[str, tuple[Any, ...] | None], str] = {}
         self._declared: list[tuple[Item, Row]] = []
 
     # -- what the document declares
@@ -105,6 +106,11 @@ class _Planner:
             return
         before = self._recognise(row, body, reserved)
         entity_id = before.id if before else str(given).lower() if given else self._new_id()
+        if row.is_link:
+            # Said from both ends, or twice: it is so all the same.
+            entity_id = self._links.setdefault((row.name, unique_key(row, body, row.unique[0])), entity_id)
+            if (row.name, entity_id) in self._paths:
+                return
         if (first := self._paths.setdefault((row.name, entity_id), item)) is not item:
             self._fault(item, Violation((), f"is declared twice: first at {render_path(first.path)}"))
             return
@@ -112,6 +118,8 @@ class _Planner:
         for key in row.match:
             if body.get(key):
                 self._named[row.name, key, str(body[key])] = entity_id
+        if before is not None and row.is_link:
+            return  # there is nothing about it that could differ
         if before is not None:
             self._declared.append((item, before))
         if before is not None and not self._adopt and not self._governs(before):
@@ -122,7 +130,7 @@ class _Planner:
     def _recognise(self, row: EntityType, body: Mapping[str, Any], reserved: set[str]) -> Row | None:
         if body.get("id"):
             return self._holdings.of(row.name).get(str(body["id"]).lower())
-        for fields in [(name,) for name in row.match] or row.unique[:1]:
+        for fields in row.recognised_by:
             key = unique_key(row, body, fields)
             if key is None:
                 continue
@@ -139,6 +147,7 @@ class _Planner:
             return
         written = content.written_form(row, body)
         try:
+            written = content.admitted(row, written, before.written if before else None)
             complete = content.complete(row, written)
         except SchemaViolation as error:
             for violation in error.violations:
@@ -149,9 +158,9 @@ class _Planner:
                 self._fault(item, Violation((name,), "required field missing"))
                 return
         if before is None:
-            self._plan.creates.append(Row(row, entity_id, written, self._now, self._now, complete))
+            self._plan.creates.append(Row(row, entity_id, written, row.time(self._now), row.time(self._now), complete))
         elif not content.same(row, before.complete, complete):
-            after = Row(row, entity_id, written, before.created_at, self._now, complete)
+            after = Row(row, entity_id, written, before.created_at, row.time(self._now), complete)
             self._plan.updates.append((before, after))
 
     # -- references
@@ -170,7 +179,22 @@ class _Planner:
             if found is None:
                 return None
             resolved[name] = {"id": found}
+        for name, listed in row.lists.items():
+            if isinstance(entries := item.body.get(name), list):
+                resolved[name] = [self._listed(item, name, listed, entry) for entry in entries]
         return resolved
+
+    def _listed(self, item: Item, name: str, listed: Listed, entry: Any) -> Any:
+        """An entry of a list of references, by id; what cannot be one is left for the schema to refuse."""
+        given = (entry.get("id") or entry.get("name")) if listed.key and isinstance(entry, Mapping) else entry
+        if not isinstance(given, str):
+            return entry
+        parent = ENTITY_TYPES[listed.type]
+        found = self._target(item, name, parent, given)
+        if found is None:
+            self._fault(item, Violation((name,), self._unknown(parent, given)))
+            return entry
+        return found if listed.key is None else {**{k: v for k, v in entry.items() if k != "name"}, listed.key: found}
 
     def _target(self, item: Item, name: str, parent: EntityType, key: str) -> str | None:
         declared = [self._named.get((parent.name, field_name, key)) for field_name in parent.match]
@@ -208,6 +232,7 @@ class _Planner:
                     self._plan.deletes.append(held)
 
     def finish(self) -> Plan:
+        self._delete_loose_links()
         going = {(row.type.name, row.id) for row in self._plan.deletes}
         for item, name, held in self._uses:
             if (held.type.name, held.id) in going:
@@ -221,6 +246,15 @@ class _Planner:
         if self._faults:
             raise DocumentRefused(self._faults)
         return self._plan
+
+    def _delete_loose_links(self) -> None:
+        """What joins two others goes with either, whoever wrote it."""
+        going = {row.id for row in self._plan.deletes}
+        for row in ENTITY_TYPES.values():
+            for held in self._holdings.of(row.name).values() if row.is_link and going else ():
+                ends = {held.reference(name) for name in row.parents}
+                if ends & going and held.id not in going and (row.name, held.id) not in self._paths:
+                    self._plan.deletes.insert(0, held)
 
     def _settle_ownership(self) -> None:
         """Who owns what afterwards; a change of what others own is a fault, or an adoption."""
@@ -276,6 +310,13 @@ class _Planner:
                         continue
                     gone = self._holdings.of(parent.name)[str(target)]
                     self._conflict(gone, held)
+            for lister, name, listed in lists_of(parent.name):
+                for held in self._holdings.of(lister.name).values():
+                    key = (lister.name, held.id)
+                    if key in going or key in self._paths:
+                        continue
+                    for target in ids & listed.ids(held.written.get(name)):
+                        self._conflict(self._holdings.of(parent.name)[target], held)
 
     def _conflict(self, gone: Row, held: Row) -> None:
         entity = f"{gone.type.kind} {label(gone)}"

@@ -72,7 +72,10 @@ class Plan:
 
 def title(row: Row, names: Mapping[str, str]) -> str:
     """What decK calls an entity in its output: `rate-limiting for service billing`, `cors (global)`."""
-    scopes = [(name, target) for name in row.type.parents if (target := row.reference(name)) is not None]
+    nesting = [name for name, parent in row.type.parents.items() if parent.nested_key]
+    scopes = [(name, target) for name in nesting if (target := row.reference(name)) is not None]
+    if row.type.is_link:
+        return " in ".join(f"{name.replace('_', '-')} {names.get(target, target)}" for name, target in reversed(scopes))
     own = label(row)
     if row.type.name == "routes":
         return own
@@ -84,10 +87,10 @@ def title(row: Row, names: Mapping[str, str]) -> str:
 
 def label(row: Row) -> str:
     written = row.written
-    for key in ("name", "username", "custom_id"):
+    for key in ("prefix", "name", "username", "custom_id", "target", "group", "kid", "subject_name"):
         if isinstance(written.get(key), str):
             return str(written[key])
-    credential = written.get("key")
+    credential = written.get("key") if row.type.endpoint_key == "key" else None
     return _key_ending(credential) if isinstance(credential, str) else row.id
 
 

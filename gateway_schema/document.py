@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from gateway_schema.entities import Entity
-from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
+from gateway_schema.registry import ENTITY_TYPES, EntityType, Parent, children_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse, unknown_field
 
 FORMAT_VERSION = "3.0"
@@ -34,15 +34,6 @@ _INFO_KEYS = frozenset(
 _TOP_KEYS = frozenset({"_format_version", "_info", "_konnect", "_workspace", "_plugin_configs", "_transform"})
 _LATER = frozenset(
     {
-        "consumer_groups",
-        "upstreams",
-        "certificates",
-        "ca_certificates",
-        "vaults",
-        "keys",
-        "key_sets",
-        "partials",
-        "filter_chains",
         "licenses",
         "rbac_roles",
         "service_packages",
@@ -67,7 +58,7 @@ class Item:
     @property
     def label(self) -> str:
         """The name by which a person knows it."""
-        for key in ("name", "username", "custom_id", "id"):
+        for key in ("prefix", "name", "username", "custom_id", "target", "group", "kid", "id"):
             if self.body.get(key):
                 return str(self.body[key])
         return self.type.kind
@@ -100,6 +91,7 @@ class _Reader:
         self._items: list[Item] = []
         self._defaults: Mapping[str, Any] = {}
         self._plugin_configs: Mapping[str, Any] = {}
+        self._skip_hash = False
         if not isinstance(data, Mapping):
             raise SchemaViolation([Violation((), "expected a declarative document: a map with _format_version")])
         self._data = data
@@ -160,6 +152,7 @@ class _Reader:
         if info is None:
             return {}
         info = self._record(info, ("_info",), _INFO_KEYS)
+        self._skip_hash = info.get("skip_hash_for_basic_auth") is True
         defaults = info.get("defaults")
         if defaults is not None:
             self._defaults = self._record(defaults, ("_info", "defaults"), {"service", "route", "upstream", "target"})
@@ -200,6 +193,8 @@ class _Reader:
         if row.name == "plugins":
             self._merge_shared_config(item)
         self._fill_defaults(item)
+        if self._skip_hash and "skip_hash" in row.model.shorthands:
+            body["skip_hash"] = True
         self._suggest_nested(item)
         if not isinstance(body.get("tags"), list | None):
             self._fault((*path, "tags"), "expected a set")
@@ -210,7 +205,27 @@ class _Reader:
         self._items.append(item)
         for key, value in children.items():
             child, name = nested[key]
-            self._entities(child, value, (*path, key), (name, item))
+            if (link := child.parents[name].link) is not None:
+                self._links(child, value, (*path, key), name, item, link)
+            else:
+                self._entities(child, value, (*path, key), (name, item))
+
+    def _links(self, row: EntityType, value: Any, path: Path, name: str, holder: Item, link: str) -> None:
+        """What only joins two others: an entry names the other one, and says nothing of itself."""
+        if value is None:
+            return
+        if not isinstance(value, list):
+            self._fault(path, "expected an array")
+            return
+        for index, entry in enumerate(value):
+            keys = ("id", "name", "username", "custom_id")
+            known = (
+                [entry[key] for key in keys if isinstance(entry.get(key), str)] if isinstance(entry, Mapping) else []
+            )
+            if not known:
+                self._fault((*path, index), "expected a reference: {name: …}, {username: …} or {id: …}")
+                continue
+            self._items.append(Item(row, {}, (*path, index), {name: holder, link: known[0]}))
 
     def _refer(self, item: Item, parent: tuple[str, Item] | None) -> None:
         for name in item.type.parents:
@@ -320,23 +335,29 @@ class _Writer:
         return document
 
     def _place(self, row: EntityType, entity: Mapping[str, Any]) -> None:
-        scopes = [(name, ref["id"]) for name in row.parents if (ref := entity.get(name))]
-        inside = [(name, ref) for name, ref in scopes if ref in self._by_id and row.parents[name].nested_key]
-        if len(scopes) == 1 and inside:
-            name, ref = inside[0]
+        scopes = [
+            (name, ref["id"]) for name, parent in row.parents.items() if parent.nested_key and (ref := entity.get(name))
+        ]
+        inside = [(name, ref) for name, ref in scopes if ref in self._by_id and _may_stand_inside(row, name, entity)]
+        if inside and (len(scopes) == 1 or row.is_link):
+            name, ref = inside[-1]
             self._children.setdefault(ref, []).append((row, name, entity))
         else:
             self._roots.append((row, entity))
 
     def _render(self, row: EntityType, entity: Mapping[str, Any], inside: str | None) -> dict[str, Any]:
-        named = any(entity.get(key) for key in row.match) or not row.match
-        hidden = {"created_at", "updated_at"} | ({"id"} if named else set())
+        if inside is not None and (link := row.parents[inside].link) is not None:
+            return self._link(entity[link]["id"])
+        named = any(entity.get(key) for key in row.match) or row.match_together or not row.match
+        hidden = {"created_at", "updated_at"} | row.computed | ({"id"} if named and not row.keeps_id else set())
         body: dict[str, Any] = {}
         for key, value in entity.items():
             if key in hidden or value is None or key == inside:
                 continue
             if key in row.parents:
-                value = self._reference(row, value["id"])
+                value = self._reference(row.parents[key], value["id"])
+            elif key in row.lists and row.lists[key].key is not None:
+                value = [self._listed(entry, str(row.lists[key].key)) for entry in value]
             body[key] = value
         for child, name, nested in self._children.get(str(entity["id"]), []):
             body.setdefault(str(child.parents[name].nested_key), []).append(self._render(child, nested, name))
@@ -345,18 +366,43 @@ class _Writer:
                 body[parent.nested_key] = _sorted(body[parent.nested_key])
         return body
 
-    def _reference(self, row: EntityType, target_id: str) -> Any:
+    def _name(self, target_id: str) -> str | None:
+        """What a file calls an entity that stands in it; None for one that only its id tells."""
         known = self._by_id.get(target_id)
-        name = target_id
-        if known is not None:
-            target_type, target = known
-            name = next((str(target[key]) for key in target_type.match if target.get(key)), target_id)
-        return name if row.name == "plugins" else {"name": name} if known else {"id": target_id}
+        if known is None:
+            return None
+        target_type, target = known
+        names = (target.get(key) for key in target_type.match if key not in target_type.computed)
+        return next((str(name) for name in names if name), None)
+
+    def _reference(self, parent: Parent, target_id: str) -> Any:
+        name = self._name(target_id)
+        if parent.as_text:
+            return name or target_id
+        return {"name": name} if name else {"id": target_id}
+
+    def _link(self, target_id: str) -> dict[str, Any]:
+        target_type, target = self._by_id.get(target_id, (None, {}))
+        keys = ("name", "username", "custom_id") if target_type is not None else ()
+        return next(({key: target[key]} for key in keys if target.get(key)), {"id": target_id})
+
+    def _listed(self, entry: Mapping[str, Any], key: str) -> dict[str, Any]:
+        name = self._name(str(entry.get(key)))
+        return {"name": name, **{k: v for k, v in entry.items() if k not in {key, "name"}}} if name else dict(entry)
+
+
+def _may_stand_inside(row: EntityType, parent_field: str, entity: Mapping[str, Any]) -> bool:
+    allowed = row.parents[parent_field].nested_fields
+    if allowed is None:
+        return True
+    said = {key for key, value in entity.items() if value is not None}
+    return said <= allowed | {parent_field, "created_at", "updated_at"}
 
 
 def _sorted(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def label(entry: dict[str, Any]) -> str:
-        name = entry.get("name") or entry.get("username") or entry.get("custom_id") or entry.get("key") or ""
+        keys = ("prefix", "name", "username", "custom_id", "target", "group", "id", "key", "kid")
+        name = next((entry[key] for key in keys if entry.get(key)), "")
         return f"{name}\0{entry.get('instance_name', '')}"
 
     return sorted(entries, key=label)

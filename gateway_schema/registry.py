@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gateway_schema.balancing import Target, Upstream
 from gateway_schema.base import Record
@@ -63,6 +63,13 @@ class Listed:
     key: str | None = None
     """Where the entries are records, the member that holds the id."""
 
+    def ids(self, entries: Any) -> set[str]:
+        """What a list refers to; what is no reference is left out."""
+        if not isinstance(entries, list):
+            return set()
+        found = [entry.get(self.key) if self.key and isinstance(entry, Mapping) else entry for entry in entries]
+        return {entry.lower() for entry in found if isinstance(entry, str)}
+
 
 @dataclass(frozen=True, slots=True)
 class EntityType:
@@ -114,7 +121,7 @@ class EntityType:
 
     def time(self, seconds: float) -> int | float:
         """A moment as this kind keeps it."""
-        return round(seconds, 3) if self.fractional_times else int(seconds)
+        return round(float(seconds), 3) if self.fractional_times else int(seconds)
 
 
 CERTIFICATES = EntityType(
@@ -444,6 +451,16 @@ ENTITY_TYPES: Mapping[str, EntityType] = {
     )
 }
 """All kinds, in order of creation."""
+
+
+def lists_of(name: str) -> list[tuple[EntityType, str, Listed]]:
+    """The kinds that list entities of kind `name`, each with the field and how it does."""
+    return [
+        (row, field_name, listed)
+        for row in ENTITY_TYPES.values()
+        for field_name, listed in row.lists.items()
+        if listed.type == name
+    ]
 
 
 def children_of(name: str) -> list[tuple[EntityType, str, Parent]]:

@@ -1,0 +1,109 @@
+"""A document with an entity of every kind: applied, dumped, applied again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway_schema.registry import ENTITY_TYPES
+from tests.control_plane.client import Client
+from tests.control_plane.everything import CERTIFICATE, KINDS, everything
+
+NOTHING = {"creating": 0, "updating": 0, "deleting": 0, "total": 0}
+
+
+async def test_a_file_with_every_kind_is_applied_and_a_second_time_there_is_nothing_to_do(client: Client) -> None:
+    first = await client.apply(everything())
+    created = {change["kind"] for change in first["plan"]["changes"]["creating"]}
+    assert created == {ENTITY_TYPES[name].kind for name in KINDS}
+    assert (await client.apply(everything()))["plan"]["summary"] == NOTHING
+
+
+async def test_what_was_dumped_applies_to_nothing_and_dumps_the_same(client: Client) -> None:
+    await client.apply(everything())
+    dumped = await client.dump()
+    assert (await client.apply(dumped))["plan"]["summary"] == NOTHING
+    assert await client.dump() == dumped
+
+
+async def test_a_dump_stands_where_deck_expects_it(client: Client) -> None:
+    await client.apply(everything())
+    dumped = await client.dump()
+    assert set(dumped) == set(everything()) | {"_konnect"}
+    [alice, bob] = dumped["consumers"]
+    assert (alice["groups"], bob["groups"]) == ([{"name": "gold"}], [{"name": "silver"}])
+    assert (
+        alice["mtls_auth_credentials"][0]["ca_certificate"]
+        == everything()["consumers"][0]["mtls_auth_credentials"][0]["ca_certificate"]
+    )
+    [service] = dumped["services"]
+    assert service["client_certificate"] == CERTIFICATE
+    assert {key["set"]["name"] for key in dumped["keys"]} == {"signing"}
+    [gold, _] = dumped["consumer_groups"]
+    assert [plugin["name"] for plugin in gold["plugins"]] == ["ai-prompt-decorator"]
+    both = next(plugin for plugin in dumped["plugins"] if plugin.get("service"))
+    assert (both["service"], both["consumer_group"]) == ("billing", "gold")
+    assert both["partials"] == [{"name": "cache", "path": "config"}]
+    assert "cert_digest" not in dumped["ca_certificates"][0]
+    assert {target["target"] for target in dumped["upstreams"][0]["targets"]} >= {"a.test:8080", "[::1]:9000"}
+
+
+async def test_a_dump_applies_to_another_control_plane(client: Client) -> None:
+    await client.apply(everything())
+    dumped = await client.dump()
+    del dumped["_konnect"]
+    dumped["_info"] = {"skip_hash_for_basic_auth": True}
+    other = await client.another("second")
+    await other.apply(dumped)
+    again = await other.dump()
+    del again["_konnect"], dumped["_info"]
+    assert again == dumped
+
+
+async def test_a_document_without_them_deletes_all_of_them(client: Client) -> None:
+    await client.apply(everything())
+    emptied = await client.apply({"_format_version": "3.0"}, force=True)
+    assert emptied["plan"]["summary"]["deleting"] == emptied["plan"]["summary"]["total"] > len(KINDS)
+    assert (await client.dump()) == {"_format_version": "3.0", "_konnect": {"control_plane_name": "first"}}
+
+
+async def test_memberships_said_from_both_ends_are_one(client: Client) -> None:
+    document: dict[str, Any] = {
+        "_format_version": "3.0",
+        "consumers": [{"username": "bob", "groups": [{"name": "gold"}]}],
+        "consumer_groups": [{"name": "gold", "consumers": [{"username": "bob"}]}],
+    }
+    applied = await client.apply(document)
+    assert applied["plan"]["summary"]["creating"] == 3
+    group = await client.get("consumer_groups/gold/consumers")
+    assert len(group["data"]) == 1
+
+
+async def test_a_password_in_a_file_is_recognised_by_its_digest(client: Client) -> None:
+    document = everything()
+    await client.apply(document)
+    document["consumers"][0]["basicauth_credentials"][0]["password"] = "another"
+    changed = await client.apply(document)
+    assert changed["plan"]["summary"]["updating"] == 1
+    assert (await client.apply(document))["plan"]["summary"] == NOTHING
+
+
+async def test_a_partial_or_an_authority_that_is_not_there_is_refused_by_name(client: Client) -> None:
+    document = everything()
+    document["plugins"][1]["partials"] = [{"name": "cash"}]
+    refused = await client.apply(document, 400)
+    assert "there is no partial 'cash'" in refused["message"]
+    assert "did you mean 'cache'?" in refused["message"]
+    document = everything()
+    document["services"][0]["ca_certificates"] = [CERTIFICATE]
+    refused = await client.apply(document, 400)
+    assert "there is no ca-certificate" in refused["message"]
+
+
+async def test_what_another_set_of_tags_lists_cannot_be_deleted(client: Client) -> None:
+    authority = {**everything()["ca_certificates"][0], "tags": ["a"]}
+    await client.call("PUT", f"ca_certificates/{authority['id']}", authority)
+    listing = {"name": "s", "host": "h.test", "protocol": "https", "ca_certificates": [authority["id"]], "tags": ["b"]}
+    await client.call("POST", "services", listing, 201)
+    empty = {"_format_version": "3.0", "_info": {"select_tags": ["a"]}}
+    refused = await client.apply(empty, 400, force=True)
+    assert "service s refers to it" in refused["message"]
