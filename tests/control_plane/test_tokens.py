@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import JSON, Connection, column, insert, select, table, update
 
 from control_plane.auth import SCOPES
+from control_plane.database import Database
 from control_plane.models import Token
 from tests.control_plane.callers import bearing, caller, make_token
 from tests.control_plane.client import TOKEN, Client
@@ -215,7 +218,7 @@ async def test_every_path_with_a_token_refuses_a_limited_one_elsewhere(client: C
     other = "00000000-0000-4000-8000-000000000000"
     narrowing = {
         *("/v2/control-planes", "/konnect-api/api/runtime_groups", "/v2/organizations/me", "/v3/organizations/me"),
-        *("/v3/users/me", "/v2/metrics", "/v2/api-requests", "/v2/audit-logs"),
+        *("/v3/users/me", "/v2/metrics", "/v2/api-requests", "/v2/audit-logs", "/metrics"),
         *("/v2/tokens", "/v2/tokens/me", "/v2/tokens/{token_id}"),
     }
     open_to_all = {"/health"}
@@ -283,3 +286,38 @@ async def test_wrong_tokens_end_in_429_and_a_valid_one_always_passes(client: Cli
 async def test_a_request_without_a_token_is_no_guess(client: Client) -> None:
     for _ in range(30):
         assert (await client.http.get("/v3/users/me", headers={"authorization": ""})).status_code == 401
+
+
+# -- tokens of before
+
+
+async def test_tokens_from_before_keep_what_they_could_do(empty_url: str) -> None:
+    """There was no `reveal`: whoever could write saw secrets."""
+
+    def go(connection: Connection, revision: str, step: Any = command.upgrade) -> None:
+        config = Config()
+        config.set_main_option("script_location", "migrations:")
+        config.attributes["connection"] = connection
+        step(config, revision)
+
+    old = table("tokens", *(column(name) for name in ("id", "name", "digest", "expires_at", "created_at")))
+    old.append_column(column("scopes", JSON))
+    before = {"r": ["read"], "w": ["write"], "a": ["admin"]}
+    database = Database(empty_url)
+    try:
+        async with database.engine.begin() as connection:
+            await connection.run_sync(go, "0003")
+            for name, scopes in before.items():
+                row = {"id": name, "name": name, "digest": name, "scopes": scopes, "created_at": 0}
+                await connection.execute(insert(old), row)
+            await connection.run_sync(go, "0004")
+            after = dict((await connection.execute(select(old.c.name, old.c.scopes))).all())
+            assert {name: set(scopes) for name, scopes in after.items()} == {
+                "r": {"read"},
+                "w": {"read", "write", "reveal"},
+                "a": set(SCOPES),
+            }
+            await connection.run_sync(go, "0003", command.downgrade)
+            assert dict((await connection.execute(select(old.c.name, old.c.scopes))).all()) == before
+    finally:
+        await database.close()
