@@ -6,18 +6,15 @@ Whoever writes more than one entity ends here: the atomic apply, a saved plan, a
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit, ownership
 from control_plane.api.konnect import find
 from control_plane.batches import Changes
-from control_plane.cache import Snapshot
 from control_plane.errors import Conflict
 from control_plane.history import State
 from control_plane.holdings import Holdings
@@ -28,8 +25,6 @@ from control_plane.repository import Repository
 if TYPE_CHECKING:
     from control_plane.app import ControlPlane
     from control_plane.auth import Principal
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -112,16 +107,8 @@ async def publish(done: Undertaking) -> dict[str, Any]:
         plane.holdings.keep(done.written)
     snapshot = await plane.snapshots.refresh(done.control_plane_id)
     if done.written is not None:
-        await _remember(done, done.written, snapshot)
+        before = State(done.holdings, done.owners)
+        after = State(done.written, done.owners.after(done.plan.assigned))
+        hash_ = snapshot.hash if snapshot.version == after.version else None
+        plane.history.record(before, after, hash_, done.caller.name, done.action)
     return {"committed": done.commit, "version": snapshot.version, "hash": snapshot.hash}
-
-
-async def _remember(done: Undertaking, written: Holdings, snapshot: Snapshot) -> None:
-    before = State(done.holdings, done.owners)
-    after = State(written, done.owners.after(done.plan.assigned))
-    hash_ = snapshot.hash if snapshot.version == written.version else None
-    try:
-        await done.plane.history.record(before, after, hash_, done.caller.name, done.action)
-    except SQLAlchemyError:
-        # What was written is committed and live; the answer must not say otherwise.
-        _log.exception("no history could be written for control plane %s", done.control_plane_id)

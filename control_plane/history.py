@@ -87,16 +87,51 @@ class History:
         self._keep_days = keep_days
         self._last: dict[str, State] = {}
         self._flurries: dict[str, _Flurry] = {}
+        self._writing: dict[str, asyncio.Task[None]] = {}
 
     # -- writing
 
-    async def record(self, before: State, after: State, hash_: str | None, author: str, action: str) -> None:
-        """Enter the state that a committed plan made, and the one it found if that was not entered yet."""
+    def record(self, before: State, after: State, hash_: str | None, author: str, action: str) -> None:
+        """Enter the state that a committed plan made, and the one it found if that was not entered yet.
+
+        Soon, not now: what was written is live already, and nobody should wait for its memory. Who reads the history
+        does (`settled`). A process that is killed in between leaves it to the next apply.
+        """
         control_plane_id = before.holdings.control_plane_id
-        if before.version > 0 and not await self._knows(control_plane_id, before.version):
-            await self._enter(before, None, None, "changes")
-        self._remember(before)
-        await self._enter(after, hash_, author, action)
+        work = self._record(self._writing.get(control_plane_id), before, after, hash_, author, action)
+        task = asyncio.create_task(work, name=f"history {control_plane_id}")
+        self._writing[control_plane_id] = task
+        task.add_done_callback(lambda done: self._written(control_plane_id, done))
+
+    async def settled(self, control_plane_id: str) -> None:
+        """Wait until what this process committed so far is entered. Not to be awaited inside a transaction."""
+        if task := self._writing.get(control_plane_id):
+            await asyncio.wait([task])
+
+    async def _record(
+        self,
+        earlier: asyncio.Task[None] | None,
+        before: State,
+        after: State,
+        hash_: str | None,
+        author: str,
+        action: str,
+    ) -> None:
+        if earlier is not None:
+            await asyncio.wait([earlier])
+        control_plane_id = before.holdings.control_plane_id
+        try:
+            if before.version > 0 and not await self._knows(control_plane_id, before.version):
+                await self._enter(before, None, None, "changes")
+            self._remember(before)
+            await self._enter(after, hash_, author, action)
+        except Exception:
+            # What was written is committed and live; the next entry holds what this one would have held.
+            _log.exception("no history could be written for control plane %s", control_plane_id)
+
+    def _written(self, control_plane_id: str, task: asyncio.Task[None]) -> None:
+        if self._writing.get(control_plane_id) is task:
+            del self._writing[control_plane_id]
 
     def touched(self, control_plane_id: str) -> None:
         """A single entity was committed: enter what is held when the flurry is over."""
@@ -116,7 +151,8 @@ class History:
             flurry.task.cancel()
 
     async def close(self) -> None:
-        """Enter what waits for a quiet moment now."""
+        """Enter what is to be entered now, also what waits for a quiet moment."""
+        await asyncio.gather(*self._writing.values(), return_exceptions=True)
         waiting = {key: item.task for key, item in self._flurries.items() if item.task and not item.task.done()}
         for task in waiting.values():
             task.cancel()

@@ -12,13 +12,15 @@ from control_plane.planned import Plan, parent_names, row_changes, title
 from gateway_schema.violations import SchemaViolation, Violation
 
 
-def restoring_plan(now: State, then: State, *, acting: OwnerSet | None, adopt: bool, time: int) -> Plan:
+def restoring_plan(now: State, then: State, *, acting: OwnerSet | None, adopt: bool, time: float) -> Plan:
     """`acting`: the select tags of who asks. Without them it is whoever owns all that would change; where several sets
     do, the plan would change what others own, and stops unless it is told to `adopt`. Raises DocumentRefused."""
     creates, updates, deletes = row_changes(now.holdings, then.holdings)
     plan = Plan(deletes=deletes, governed=sum(1 for _ in now.holdings.all()))
-    plan.creates = [Row(row.type, row.id, row.written, row.created_at, time) for row in creates]
-    plan.updates = [(old, Row(new.type, new.id, new.written, old.created_at, time)) for old, new in updates]
+    plan.creates = [Row(row.type, row.id, row.written, row.created_at, row.type.time(time)) for row in creates]
+    plan.updates = [
+        (old, Row(new.type, new.id, new.written, old.created_at, new.type.time(time))) for old, new in updates
+    ]
     puts = [*plan.creates, *(after for _, after in plan.updates)]
     plan.names = parent_names([*puts, *deletes], lambda kind, target: now.holdings.of(kind).get(target))
     faults = [*_invalid(puts, plan), *_not_ours(plan, now, acting, adopt)]

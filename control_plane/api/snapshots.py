@@ -44,6 +44,7 @@ async def list_snapshots(
     before: Annotated[int | None, Query(ge=0, le=MAX_VERSION, description="`next` of the page before")] = None,
 ) -> Response:
     """Newest first. `next` is where the next page starts."""
+    await plane.history.settled(control_plane_id)
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
         entries = await plane.history.entries(session, control_plane.id, before, size + 1)
@@ -56,6 +57,7 @@ async def list_snapshots(
 @router.get("/{version}")
 async def get_snapshot(control_plane_id: str, version: Version, plane: Plane, _: Reader) -> Response:
     """One entry, with how many entities of each kind were held."""
+    await plane.history.settled(control_plane_id)
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
         entry = await plane.history.entry(session, control_plane.id, version)
@@ -75,6 +77,7 @@ async def diff_snapshot(
     ] = None,
 ) -> Response:
     """What changed, in the shape of a plan, secrets masked."""
+    await plane.history.settled(control_plane_id)
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
         new = await plane.history.state(session, control_plane.id, version)
@@ -91,13 +94,12 @@ async def diff_snapshot(
 async def roll_back(control_plane_id: str, version: Version, body: Body, plane: Plane, caller: Writer) -> Response:
     """Hold again what was held at that version, as a new one; without `commit`, only say how."""
     request = parameters(RollbackRequest, body)
+    await plane.history.settled(control_plane_id)
     async with undertaking(plane, control_plane_id, caller, commit=request.commit) as work:
         then = await plane.history.state(work.session, work.control_plane_id, version)
         acting = None if request.select_tags is None else frozenset(request.select_tags)
         now = State(work.holdings, work.owners)
-        plan = await asyncio.to_thread(
-            restoring_plan, now, then, acting=acting, adopt=request.adopt, time=int(time.time())
-        )
+        plan = await asyncio.to_thread(restoring_plan, now, then, acting=acting, adopt=request.adopt, time=time.time())
         await work.carry_out(plan, f"rollback to {version}", force=request.force)
     said = await publish(work)
     return answer({"plan": await asyncio.to_thread(plan.shown), **said})

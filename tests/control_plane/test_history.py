@@ -171,11 +171,12 @@ async def test_the_history_survives_a_restart_and_so_does_the_way_back(tmp_path:
 
 async def test_only_so_many_are_kept_and_only_so_long(client: Client) -> None:
     plane = client.plane
+    await plane.history.close()
     plane.history = History(plane.database, plane.cipher, plane.holdings.load, keep=3, keep_days=30)
     for number in range(5):
         await client.apply(services(f"s{number}"))
     assert [entry["version"] for entry in await snapshots(client)] == [5, 4, 3]
-    async with plane.database.writing() as session:
+    async with plane.database.writing() as session:  # what is read was settled before
         await session.execute(update(SNAPSHOTS).values(created_ms=0))
     await client.apply(services("last"))
     assert [entry["version"] for entry in await snapshots(client)] == [6]
@@ -196,6 +197,7 @@ async def test_pages_and_unknown_versions(client: Client) -> None:
 
 async def test_kept_snapshots_hold_no_secret_in_clear(client: Client) -> None:
     await client.apply(consumer(SECRET))
+    await client.plane.history.settled(client.id)
     async with client.plane.database.reading() as session:
         (payload,) = (await session.execute(select(SNAPSHOTS.c.payload))).scalars()
     assert SECRET.encode() not in payload
@@ -205,6 +207,7 @@ async def test_kept_snapshots_hold_no_secret_in_clear(client: Client) -> None:
 async def test_a_deleted_control_plane_takes_its_history_along(client: Client) -> None:
     other = await client.another("other")
     await other.apply(services("a"))
+    await client.plane.history.settled(other.id)
     await client.call("DELETE", f"/v2/control-planes/{other.id}", expect=204)
     async with client.plane.database.reading() as session:
         assert (await session.execute(select(SNAPSHOTS.c.version))).first() is None
