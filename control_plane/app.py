@@ -51,6 +51,7 @@ from control_plane.history import History
 from control_plane.holdings import HoldingsCache
 from control_plane.pins import Pins
 from control_plane.receipts import Receipts
+from control_plane.replicas import Replicas, share_authority
 from control_plane.secrets import Cipher, open_cipher, read_keys, watch_keys
 from control_plane.settings import MAX_BODY_BYTES, VERSION, Settings
 from control_plane.snapshot import Snapshot, build
@@ -78,6 +79,7 @@ class ControlPlane:
         self.receipts = Receipts()
         self.snapshots.on_made(self.receipts.made)
         self.pins = Pins(self.database)
+        self.replicas = Replicas(self.database, self.snapshots, self.pins, self.forget)
         self.throttle = Throttle()
         self.cipher: Cipher
         self.holdings: HoldingsCache
@@ -99,8 +101,10 @@ class ControlPlane:
         kept = (self.settings.history_snapshots, self.settings.history_days)
         self.history = History(self.database, self.cipher, self.holdings.load, *kept)
         self.wire = await wire.start(self)
+        self.replicas.open()
 
     async def close(self) -> None:
+        await self.replicas.close()
         if self.wire is not None:
             await self.wire.close()
             await self.history.close()
@@ -134,6 +138,8 @@ class ControlPlane:
             async with self.database.starting() as session:
                 self.cipher = await open_cipher(session, keys, watch_keys(self.settings))
                 await ensure_admin(session, self.settings)
+                if not self.database.is_sqlite:
+                    await share_authority(session, self.cipher, self.settings.state_dir)
         except (SQLAlchemyError, OSError) as error:
             shown = self.database.url.render_as_string(hide_password=True)
             raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error

@@ -27,6 +27,7 @@ from control_plane.models import (
     unique_columns,
 )
 from control_plane.ownership import release
+from control_plane.replicas import announce
 from control_plane.secrets import Cipher
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 
@@ -82,7 +83,9 @@ class BatchWriter:
             .values(config_version=ControlPlane.config_version + 1)
             .returning(ControlPlane.config_version)
         )
-        return (await self._session.execute(statement)).scalar_one()
+        version: int = (await self._session.execute(statement)).scalar_one()
+        await announce(self._session, self._control_plane_id, version)
+        return version
 
     async def _park(self, changes: Changes) -> None:
         if not changes.puts:

@@ -65,6 +65,8 @@ class _Entry:
     history: deque[Parcel] = field(default_factory=lambda: deque(maxlen=HISTORY))
     wanted: int = 0
     built: int = 0
+    covered: int = -1
+    """The version that the last build read; `current` may be older, for equal hashes keep the older one."""
     last_touch: float = 0.0
     toucher: asyncio.Task[None] | None = None
 
@@ -116,6 +118,15 @@ class SnapshotCache:
         entry = self._entries.get(control_plane_id)
         return tuple(entry.history) if entry else ()
 
+    def served(self) -> dict[str, int]:
+        """The control planes that anybody ever asked for, each with the version that its last build read."""
+        return {control_plane_id: entry.covered for control_plane_id, entry in self._entries.items()}
+
+    def covered(self, control_plane_id: str) -> int | None:
+        """The version that the last build read, -1 before the first; None when nobody ever asked."""
+        entry = self._entries.get(control_plane_id)
+        return entry.covered if entry is not None else None
+
     def forget(self, control_plane_id: str) -> None:
         """Drop a deleted control plane's snapshots."""
         entry = self._entries.pop(control_plane_id, None)
@@ -145,7 +156,7 @@ class SnapshotCache:
         async with entry.lock:
             if entry.built < wish or entry.current is None:
                 covered = entry.wanted
-                parcel = await self._build(control_plane_id, entry.current)
+                parcel = await self._build(control_plane_id, entry)
                 entry.built = covered
                 if parcel is not entry.current:
                     for listener in self._on_made:
@@ -154,11 +165,13 @@ class SnapshotCache:
             assert entry.current is not None
             return entry.current
 
-    async def _build(self, control_plane_id: str, known: Parcel | None) -> Parcel:
+    async def _build(self, control_plane_id: str, entry: _Entry) -> Parcel:
         snapshot = await self._load(control_plane_id)
-        if known is not None and known.snapshot.hash == snapshot.hash:
-            return known
-        return await asyncio.to_thread(_pack, snapshot)
+        known = entry.current
+        if known is None or known.snapshot.hash != snapshot.hash:
+            known = await asyncio.to_thread(_pack, snapshot)
+        entry.covered = snapshot.version
+        return known
 
     @staticmethod
     def _set(entry: _Entry, parcel: Parcel) -> None:

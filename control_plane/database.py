@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 BUSY_TIMEOUT_MS = 30_000
 _WRITES = "tandem_writes"
 _REBUILDS = "tandem_rebuilds"
+_REPLICA = "tandem_replica"
 _START_LOCK = 0x7A4D_DE11
 """PostgreSQL's advisory lock under which one replica prepares the database while the others wait."""
 
@@ -43,8 +45,11 @@ class Database:
         self.engine = _engine(self.url, self.is_sqlite)
         self._writer_engine = self.engine.execution_options(**{_WRITES: True})
         readers = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self.replica = secrets.token_hex(8)
+        """Tells this process from the others on the same database, until it ends."""
         self._readers = async_sessionmaker(readers, expire_on_commit=False)
-        self._writers = async_sessionmaker(self._writer_engine, expire_on_commit=False)
+        others = {} if self.is_sqlite else {_REPLICA: self.replica}
+        self._writers = async_sessionmaker(self._writer_engine, expire_on_commit=False, info=others)
         self._writer: contextlib.AbstractAsyncContextManager[Any] = (
             asyncio.Lock() if self.is_sqlite else contextlib.nullcontext()
         )
@@ -92,8 +97,20 @@ class Database:
                 raw = await connection.get_raw_connection()
                 await raw.driver_connection.execute("PRAGMA foreign_keys = ON")  # type: ignore[union-attr]
 
+    def connect_options(self, name: str) -> dict[str, Any]:
+        """Arguments of asyncpg.connect for a connection outside the pool, which the server shows under that name."""
+        _, options = self.engine.dialect.create_connect_args(self.url)
+        for ours in ("prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback"):
+            options.pop(ours, None)  # these are for SQLAlchemy
+        return {**options, "server_settings": {"application_name": name}}
+
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def replica_of(session: AsyncSession) -> str | None:
+    """`Database.replica` of a writing session when there may be other replicas; None on SQLite."""
+    return session.info.get(_REPLICA)
 
 
 def driver_url(url: str) -> URL:

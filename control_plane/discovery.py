@@ -66,13 +66,15 @@ class ConfigSync(config_pb2_grpc.ConfigSyncServicer):
         if hello is None:
             await self._refuse(context, address, "invalid_hello", "the first message must be a Hello with a node id")
             return
-        who = NodeId(pin.control_plane_id, str(uuid.UUID(hello.node_id)))
+        node_id = str(uuid.UUID(hello.node_id))
         if problem := version_problem(hello.version, VERSION):
+            who = NodeId(pin.control_plane_id, node_id)
             await self._roster.arrived(who, hello, "rejected", _fault("kong_version_incompatible", problem))
             await self._refuse(
                 context, f"{address} ({clean(hello.hostname, 256)})", "kong_version_incompatible", problem
             )
             return
+        who = NodeId(pin.control_plane_id, node_id, secrets.token_hex(8))
         await self._serve(_NodeStream(self, who, pin, hello, context), request_iterator)
 
     async def _hello(self, messages: AsyncIterator[config_pb2.NodeMessage]) -> config_pb2.Hello | None:
@@ -144,7 +146,7 @@ class _NodeStream:
         self._ended = asyncio.Event()
 
     def end(self) -> None:
-        """A newer stream of the same node took over, or the server stops."""
+        """A newer stream of the same node took over, here or on another replica, or the server stops."""
         self._ended.set()
 
     async def run(self, messages: AsyncIterator[config_pb2.NodeMessage]) -> None:
@@ -165,6 +167,10 @@ class _NodeStream:
 
     async def _welcome(self) -> None:
         pin = self._pin
+        parcel = await self._service.cache.get(self.who.control_plane_id)
+        if self._hello.config_version > parcel.snapshot.version and self._running != parcel.snapshot.hash:
+            # Another replica gave it what this one has not heard of yet: it must not be sent back in time.
+            await self._service.cache.refresh(self.who.control_plane_id)
         state = await self._state(worker_rows(self._hello.workers))
         await self._service.roster.arrived(self.who, self._hello, state, None)
         welcome = config_pb2.Welcome(
@@ -273,7 +279,7 @@ class _NodeStream:
 
     async def _heard(self, version: int, hash_: str, workers: list[dict[str, Any]], **more: Any) -> None:
         self._running = clean(hash_, 32)
-        await self._service.roster.record(
+        ours = await self._service.roster.record(
             self.who,
             await self._state(workers),
             config_version=min(version, (1 << 63) - 1),
@@ -281,6 +287,9 @@ class _NodeStream:
             workers=workers,
             **more,
         )
+        if not ours and not self._ended.is_set():
+            _log.info("node %s is connected to another control plane: its older stream ends here", self.who.node_id)
+            self.end()
 
     async def _state(self, workers: list[dict[str, Any]]) -> SyncState:
         """In sync is a node of which every worker runs the current snapshot; one that just starts does not yet."""

@@ -1,7 +1,8 @@
 """Who the control plane is to its nodes: a certificate authority of its own and a server certificate under it.
 
-Both are made at the first start in the state directory. Nodes trust `ca.pem` and nothing else, and ask for the name
-`control-plane` whatever address they dial, so the server certificate may be renewed without telling any node.
+Both are made at the first start in the state directory; on PostgreSQL replicas share the first one's authority
+(`control_plane.replicas`). Nodes trust `ca.pem` and nothing else, and ask for the name `control-plane` whatever address
+they dial, so the server certificate may be renewed without telling any node.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -50,10 +52,35 @@ def ensure_identity(directory: Path, now: datetime | None = None) -> Identity:
     return identity
 
 
+def read_authority(directory: Path) -> str:
+    """The authority's certificate and private key, both in PEM, made now if there is none."""
+    ensure_identity(directory)
+    return (directory / "ca.pem").read_text() + (directory / "ca.key").read_text()
+
+
+def write_authority(directory: Path, text: str) -> bool:
+    """Put an authority into the directory; `ensure_identity` then makes a server certificate under it.
+
+    `text` is what `read_authority` gave. Returns whether there was none, or another, before.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ca, ca_key = directory / "ca.pem", directory / "ca.key"
+    if ca.exists() and ca_key.exists() and ca.read_text() + ca_key.read_text() == text:
+        return False
+    certificate = x509.load_pem_x509_certificate(text.encode()).public_bytes(serialization.Encoding.PEM)
+    _write(ca_key, text.encode().removeprefix(certificate), 0o600)
+    _write(ca, certificate, 0o644)
+    return True
+
+
 def _must_renew(identity: Identity, now: datetime) -> bool:
     if not (identity.certificate.exists() and identity.key.exists()):
         return True
     certificate = x509.load_pem_x509_certificate(identity.certificate.read_bytes())
+    try:
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(identity.ca.read_bytes()))
+    except (InvalidSignature, ValueError, TypeError):
+        return True  # the authority is another one since
     return certificate.not_valid_after_utc - now < _RENEW_BEFORE
 
 

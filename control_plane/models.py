@@ -135,6 +135,8 @@ class Node(Base):
     sync_state: Mapped[str] = mapped_column(String(16))
     last_error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     workers: Mapped[list[Any]]
+    stream: Mapped[str] = mapped_column(String(32), default="")
+    """The stream that last wrote this row, whichever replica it is on; empty for a node that was not served."""
     created_at: Mapped[int]
     updated_at: Mapped[int]
 

@@ -6,6 +6,7 @@ so that a node which still presents one is told, and the log says, that it was r
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Pins:
         self._database = database
         self._pins: dict[str, Pin] = {}
         self._on_change: list[Callable[[], None]] = []
+        self._one_at_a_time = asyncio.Lock()
+        """What was read first must not replace what was read later."""
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call back after each refresh that found another set of certificates."""
@@ -60,6 +63,14 @@ class Pins:
 
     async def refresh(self) -> None:
         """Read the certificates again. A certificate that is registered anywhere is not revoked."""
+        async with self._one_at_a_time:
+            pins = await self._read()
+            if pins != self._pins:
+                self._pins = pins
+                for callback in self._on_change:
+                    callback()
+
+    async def _read(self) -> dict[str, Pin]:
         async with self._database.reading() as session:
             revoked = (await session.execute(select(REVOKED_CERTIFICATES))).all()
             names = {row.id: row.name for row in await session.execute(select(ControlPlane.id, ControlPlane.name))}
@@ -69,10 +80,7 @@ class Pins:
             pins[gone.fingerprint] = _pin(gone.control_plane_id, names, gone.title, gone.cert, revoked=True)
         for row in reversed(live):
             pins[row.fingerprint] = _pin(row.control_plane_id, names, row.title, row.cert)
-        if pins != self._pins:
-            self._pins = pins
-            for callback in self._on_change:
-                callback()
+        return pins
 
     def of(self, fingerprint: str) -> Pin | None:
         return self._pins.get(fingerprint)

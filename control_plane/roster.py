@@ -2,16 +2,19 @@
 
 `sync_state` is `in_sync` (every worker runs the current snapshot), `pending` (it was sent, or will be), `rejected` (the
 node refused it, or cannot take it) or `offline` (no stream). The row of a node that is not heard of for 14 days goes.
+
+Replicas share the table, and a node may move from one to another before the first has noticed that it left. So a row
+belongs to the stream that said hello last: what an older one still has to say, its end above all, changes nothing.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sqlalchemy import delete, update
+from sqlalchemy import ColumnElement, delete, update
 
 from control_plane.database import Database
 from control_plane.errands import Errands
@@ -29,6 +32,8 @@ _MAX_INT = (1 << 63) - 1
 class NodeId:
     control_plane_id: str
     node_id: str
+    stream: str = field(default="", compare=False)
+    """Which of the node's streams it is; empty for one that is refused."""
 
 
 class Watcher(Protocol):
@@ -52,14 +57,18 @@ class Roster:
         """A node said hello: its row is made, or brought up to date."""
         await self._errands.run(self._arrive(who, hello, state, error))
 
-    async def record(self, who: NodeId, state: SyncState, **values: Any) -> None:
-        """The node was heard of; `values` are columns. A row that was deleted meanwhile stays deleted."""
+    async def record(self, who: NodeId, state: SyncState, **values: Any) -> bool:
+        """The node was heard of; `values` are columns. A row that was deleted meanwhile stays deleted.
+
+        Returns False when a newer stream of the node has the row.
+        """
         now = int(time.time())
-        await self._errands.run(self._update(who, sync_state=state, last_seen=now, updated_at=now, **values))
+        seen = {"sync_state": state, "last_seen": now, "updated_at": now, "stream": who.stream, **values}
+        return await self._errands.run(self._record(who, seen))
 
     async def left(self, who: NodeId) -> None:
         """The node's stream ended; when it was last seen stays as it was."""
-        await self._errands.run(self._update(who, sync_state="offline"))
+        await self._errands.run(self._update(who, Node.stream == who.stream, {"sync_state": "offline"}))
 
     async def prune(self, now: float) -> None:
         async with self._database.writing() as session:
@@ -84,6 +93,7 @@ class Roster:
             "sync_state": state,
             "last_error": error,
             "workers": worker_rows(hello.workers),
+            "stream": who.stream,
             "updated_at": now,
         }
         async with self._database.writing() as session:
@@ -97,12 +107,22 @@ class Roster:
             self._watcher.arrived(who)
             self._watcher.heard(who, values)
 
-    async def _update(self, who: NodeId, **values: Any) -> None:
-        row = update(Node).where(Node.control_plane_id == who.control_plane_id, Node.id == who.node_id)
+    async def _record(self, who: NodeId, values: dict[str, Any]) -> bool:
+        # A row that says offline is anyone's: replicas may have heard two hellos in another order than they were said.
+        if await self._update(who, (Node.stream == who.stream) | (Node.sync_state == "offline"), values):
+            return True
+        async with self._database.reading() as session:
+            return await session.get(Node, (who.control_plane_id, who.node_id)) is None
+
+    async def _update(self, who: NodeId, condition: ColumnElement[bool], values: dict[str, Any]) -> bool:
+        row = update(Node).where(Node.control_plane_id == who.control_plane_id, Node.id == who.node_id, condition)
+        row = row.values(**values).returning(Node.id)
         async with self._database.writing() as session:
-            await session.execute(row.values(**values), execution_options={"synchronize_session": False})
-        if self._watcher is not None:
+            found = await session.execute(row, execution_options={"synchronize_session": False})
+            done = found.first() is not None
+        if done and self._watcher is not None:
             self._watcher.heard(who, values)
+        return done
 
 
 def worker_rows(workers: Iterable[config_pb2.Worker]) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ class Settings:
     admin_token: str = field(default="", repr=False)
     """When given, a token with this value and every scope exists after the start."""
     encryption_key: str = field(default="", repr=False)
-    """Fernet keys, separated by commas; the first encrypts, all decrypt. Empty: a file in the state directory."""
+    """Fernet keys, separated by commas; the first encrypts, all decrypt. Empty: a file in the state directory.
+    Replicas on one database need the same."""
     analytics_retention_days: int = 7
     """How long single requests are kept; sums per minute stay."""
     history_snapshots: int = 100

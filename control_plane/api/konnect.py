@@ -19,6 +19,7 @@ from control_plane.api.exchange import Admin, AnyReader, Body, Plane, Reader, an
 from control_plane.errors import Conflict, InvalidParameters, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
 from control_plane.models import ControlPlane
+from control_plane.replicas import announce_gone
 from control_plane.repository import as_id
 
 router = APIRouter(tags=["control planes"])
@@ -169,6 +170,7 @@ async def delete_control_plane(control_plane_id: str, plane: Plane, caller: Admi
         found = await find(session, control_plane_id)
         await audit.record(session, caller, "delete", *_subject(found), control_plane_id=found.id)
         await session.delete(found)
+        await announce_gone(session, found.id)
     await plane.forget(control_plane_id)
     return Response(status_code=204)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,9 +24,13 @@ from control_plane.discovery import Pace, version_problem
 from control_plane.errors import BadRequest, Conflict, NotFound
 from control_plane.models import REVOKED_CERTIFICATES, DataPlaneCertificate, Node
 from control_plane.pins import read_certificate
+from control_plane.replicas import announce_certificates
 from control_plane.rollups import upsert
 from control_plane.settings import VERSION
 from gateway_schema.document import hash_of
+
+if TYPE_CHECKING:
+    from control_plane.app import ControlPlane
 
 router = APIRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["data planes"])
 
@@ -67,6 +72,7 @@ async def create_certificate(control_plane_id: str, body: Body, plane: Plane, ca
         control_plane = await find(session, control_plane_id)
         row = await _pin(session, control_plane.id, given, None)
         await _tell(session, caller, "create", row)
+        await announce_certificates(session)
     await plane.pins.refresh()
     return answer({"item": _certificate(row)}, 201)
 
@@ -89,6 +95,7 @@ async def put_certificate(
         row = await _find_certificate(session, control_plane.id, certificate_id)
         row = await _pin(session, control_plane.id, given, row)
         await _tell(session, caller, "update", row)
+        await announce_certificates(session)
     await plane.pins.refresh()
     return answer({"item": _certificate(row)})
 
@@ -102,6 +109,7 @@ async def delete_certificate(control_plane_id: str, certificate_id: str, plane: 
         await _revoke(session, row)
         await _tell(session, caller, "revoke", row)
         await session.delete(row)
+        await announce_certificates(session)
     await plane.pins.refresh()
     return Response(status_code=204)
 
@@ -203,7 +211,8 @@ async def list_nodes(
     shown: dict[str, Any] = {"total_count": total}
     if len(rows) > size:
         shown["next"] = str(request.url.include_query_params(**{"page[after]": rows[size - 1].id}))
-    return answer({"items": [_node(row) for row in rows[:size]], "page": shown})
+    current = await _current_hash(plane, control_plane.id, rows)
+    return answer({"items": [_node(row, current) for row in rows[:size]], "page": shown})
 
 
 @router.get("/nodes/eol")
@@ -225,7 +234,7 @@ async def list_outdated_nodes(control_plane_id: str, plane: Plane, _: Reader) ->
 async def get_node(control_plane_id: str, node_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         row = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
-    return answer({"item": _node(row)})
+    return answer({"item": _node(row, await _current_hash(plane, row.control_plane_id, [row]))})
 
 
 @router.delete("/nodes/{node_id}", status_code=204)
@@ -247,7 +256,14 @@ async def _find_node(session: AsyncSession, control_plane_id: str, node_id: str)
     return row
 
 
-def _node(row: Node) -> dict[str, Any]:
+async def _current_hash(plane: ControlPlane, control_plane_id: str, rows: Sequence[Node]) -> str:
+    """What nodes should run; empty when none of these claims to, and nobody needs to know."""
+    if all(row.sync_state != "in_sync" for row in rows):
+        return ""
+    return (await plane.snapshots.get(control_plane_id)).snapshot.hash
+
+
+def _node(row: Node, current: str) -> dict[str, Any]:
     error = row.last_error
     return {
         "id": row.id,
@@ -259,15 +275,23 @@ def _node(row: Node) -> dict[str, Any]:
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "compatibility_status": _compatibility(error),
-        "sync_state": "offline" if is_offline(row) else row.sync_state,
+        "sync_state": _sync_state(row, current),
         "config_version": row.config_version,
         "workers": row.workers,
         "last_error": error,
     }
 
 
+def _sync_state(row: Node, current: str) -> str:
+    if is_offline(row):
+        return "offline"
+    if row.sync_state == "in_sync" and row.config_hash != current:
+        return "pending"  # what it runs was current when the row was written, and no longer is
+    return row.sync_state
+
+
 def is_offline(row: Node) -> bool:
-    """No stream, or one that has been silent for longer than streams live."""
+    """No stream, or one that has been silent for longer than streams live: its replica may have been killed."""
     return row.sync_state == "offline" or row.last_seen < time.time() - _OFFLINE_AFTER_SECONDS
 
 

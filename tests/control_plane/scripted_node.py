@@ -81,11 +81,21 @@ class ScriptedNode:
         self._call = config_pb2_grpc.ConfigSyncStub(opened).Stream()
 
     async def hello(
-        self, known_hash: str = "", version: str = VERSION, plugins: Sequence[str] = ("key-auth",)
+        self,
+        known_hash: str = "",
+        version: str = VERSION,
+        plugins: Sequence[str] = ("key-auth",),
+        config_version: int = 0,
     ) -> config_pb2.ControlMessage:
         """Say hello; returns the first answer: a Welcome or a Refusal."""
         hello = config_pb2.Hello(
-            node_id=self.id, hostname="node", version=version, plugins=plugins, hash=known_hash, workers=[]
+            node_id=self.id,
+            hostname="node",
+            version=version,
+            plugins=plugins,
+            hash=known_hash,
+            config_version=config_version,
+            workers=[],
         )
         await self.send(config_pb2.NodeMessage(hello=hello))
         return await self.receive()

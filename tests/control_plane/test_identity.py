@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from control_plane.identity import SERVER_NAME, ensure_identity
+from control_plane.identity import SERVER_NAME, ensure_identity, read_authority, write_authority
 
 
 def test_it_is_made_once_and_its_keys_are_private(tmp_path: Path) -> None:
@@ -37,3 +37,16 @@ def test_a_server_certificate_that_soon_ends_is_renewed_under_the_same_authority
     assert identity.certificate.read_bytes() != old
     renewed = x509.load_pem_x509_certificate(identity.certificate.read_bytes())
     renewed.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
+
+
+def test_an_authority_from_elsewhere_replaces_the_own_one_and_its_server_certificate(tmp_path: Path) -> None:
+    shared = read_authority(tmp_path / "first")
+    identity = ensure_identity(tmp_path / "second")
+    assert write_authority(tmp_path / "second", shared)
+    assert not write_authority(tmp_path / "second", shared)
+    assert ensure_identity(tmp_path / "second") == identity
+    ca = x509.load_pem_x509_certificate(identity.ca.read_bytes())
+    x509.load_pem_x509_certificate(identity.certificate.read_bytes()).verify_directly_issued_by(ca)
+    assert identity.ca.read_bytes() == (tmp_path / "first" / "ca.pem").read_bytes()
+    assert (tmp_path / "second" / "ca.key").read_bytes() == (tmp_path / "first" / "ca.key").read_bytes()
+    assert (tmp_path / "second" / "ca.key").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,484 @@
+"""Two control planes on one PostgreSQL: what is done through one holds for the nodes of both.
+
+Whatever reads the database now and then is made to sleep here, unless a test is about it: what arrives was announced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import orjson
+import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import select, text
+
+from control_plane import replicas as room
+from control_plane import wire
+from control_plane.app import ControlPlane, create_app
+from control_plane.errors import StartError
+from control_plane.models import Keyring
+from control_plane.pins import read_certificate
+from control_plane.settings import Settings
+from tests.control_plane.scripted_node import PATIENCE, KeyPair, Received, ScriptedNode, channel, key_pair
+
+pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+TOKEN = "kpat_test"
+KEY = Fernet.generate_key().decode()
+NEVER = 3600.0
+
+
+class Replica:
+    """One control plane process, as its clients see it."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(plane)),
+            base_url="http://control-plane",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+        )
+
+    async def call(self, method: str, path: str, body: Any = None, expect: int = 200) -> Any:
+        response = await self.http.request(method, path, json=body)
+        assert response.status_code == expect, response.text
+        return response.json() if response.content else None
+
+
+@contextlib.asynccontextmanager
+async def running(database_url: str, state_dir: Path, key: str = KEY) -> AsyncIterator[Replica]:
+    settings = Settings(state_dir, database_url, grpc_port=0, admin_token=TOKEN, encryption_key=key)
+    async with ControlPlane(settings).running() as plane:
+        replica = Replica(plane)
+        yield replica
+        await replica.http.aclose()
+
+
+class Pair:
+    """Two replicas, one control plane resource, one registered certificate."""
+
+    def __init__(self, first: Replica, second: Replica) -> None:
+        self.first = first
+        self.second = second
+        self.id = ""
+        self.keys = key_pair()
+
+    @property
+    def path(self) -> str:
+        return f"/v2/control-planes/{self.id}"
+
+    async def prepare(self) -> None:
+        self.id = (await self.first.call("POST", "/v2/control-planes", {"name": "shared"}, 201))["id"]
+        await self.register(self.first, self.keys)
+        await self.accepted(self.second, self.keys)
+
+    async def register(self, replica: Replica, keys: KeyPair) -> str:
+        created = await replica.call("POST", f"{self.path}/dp-client-certificates", {"cert": keys.cert}, 201)
+        return str(created["item"]["id"])
+
+    async def accepted(self, replica: Replica, keys: KeyPair) -> None:
+        fingerprint = read_certificate(keys.cert)[2]
+        await until(lambda: replica.plane.pins.of(fingerprint) is not None)
+
+    async def write(self, replica: Replica, name: str) -> None:
+        body = {"name": name, "host": f"{name}.internal"}
+        await replica.call("POST", f"{self.path}/core-entities/services", body, 201)
+
+    async def state(self, replica: Replica, node: ScriptedNode) -> str:
+        return str((await replica.call("GET", f"{self.path}/nodes/{node.id}"))["item"]["sync_state"])
+
+    async def shows(self, replica: Replica, node: ScriptedNode, state: str) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while await self.state(replica, node) != state:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def services(received: Received) -> set[str]:
+    return {service["name"] for service in orjson.loads(received.payload)["entities"]["services"]}
+
+
+async def take(node: ScriptedNode) -> Received:
+    """Receive a snapshot and say so."""
+    received = await node.snapshot()
+    await node.ack(received)
+    return received
+
+
+async def take_until(node: ScriptedNode, name: str) -> Received:
+    """Several writes may come in one snapshot or in several."""
+    while name not in services(received := await take(node)):
+        pass
+    return received
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "POLL_SECONDS", NEVER)
+    monkeypatch.setattr(wire, "PINS_SECONDS", NEVER)
+
+
+@pytest.fixture
+async def pair(database_url: str, tmp_path: Path) -> AsyncIterator[Pair]:
+    async with running(database_url, tmp_path / "a") as first, running(database_url, tmp_path / "b") as second:
+        pair = Pair(first, second)
+        await pair.prepare()
+        yield pair
+
+
+class Line:
+    """Stands before `asyncpg.connect`: while it is cut, nobody connects to listen."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.attempts = 0
+
+    async def connect(self, **options: Any) -> Any:
+        self.attempts += 1
+        await self.open.wait()
+        return await asyncpg.connect(**options)
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Line:
+    line = Line()
+
+    class Driver:
+        connect = staticmethod(line.connect)
+        PostgresError = asyncpg.PostgresError
+        InterfaceError = asyncpg.InterfaceError
+
+    monkeypatch.setattr(room, "asyncpg", Driver)
+    return line
+
+
+async def hang_up(pair: Pair, line: Line) -> None:
+    """End the connections that listen; those that take their place wait for `line.open`."""
+    line.open.clear()
+    before = line.attempts
+    async with pair.first.plane.database.writing() as session:
+        killed = await session.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = :name AND datname = current_database()"
+            ),
+            {"name": room.CHANNEL},
+        )
+        assert len(killed.all()) == 2
+    await until(lambda: line.attempts == before + 2)
+
+
+# -- configurations
+
+
+async def test_a_write_through_either_reaches_the_nodes_of_both(pair: Pair) -> None:
+    async with channel(pair.first.plane, pair.keys) as a, channel(pair.second.plane, pair.keys) as b:
+        at_first, at_second = ScriptedNode(a), ScriptedNode(b)
+        for node in (at_first, at_second):
+            await node.hello()
+            await take(node)
+        await pair.write(pair.first, "written-to-first")
+        here, there = await take(at_first), await take(at_second)
+        assert services(here) == services(there) == {"written-to-first"}
+        assert (here.version, here.hash) == (there.version, there.hash)
+        await pair.write(pair.second, "written-to-second")
+        assert services(await take(at_first)) == services(await take(at_second))
+        for replica in (pair.first, pair.second):
+            for node in (at_first, at_second):
+                await pair.shows(replica, node, "in_sync")
+
+
+async def test_an_apply_through_one_reaches_a_node_of_the_other(pair: Pair) -> None:
+    async with channel(pair.second.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await take(node)
+        document = {"_format_version": "3.0", "services": [{"name": "applied", "url": "http://applied.internal"}]}
+        answer = await pair.first.call("POST", f"{pair.path}/apply", {"document": document, "commit": True})
+        received = await take(node)
+        assert (received.version, received.hash) == (answer["version"], answer["hash"])
+
+
+async def announce_and_fail(pair: Pair) -> None:
+    async with pair.first.plane.database.writing() as session:
+        await room.announce(session, pair.id, 77)
+        raise RuntimeError("midway")
+
+
+async def test_a_write_that_is_rolled_back_is_not_announced(pair: Pair) -> None:
+    heard: list[str] = []
+    listening = await asyncpg.connect(**pair.first.plane.database.connect_options("test"))
+    try:
+        await listening.add_listener(room.CHANNEL, lambda *words: heard.append(words[3]))
+        with pytest.raises(RuntimeError, match="midway"):
+            await announce_and_fail(pair)
+        async with pair.first.plane.database.writing() as session:
+            await room.announce(session, pair.id, 78)
+        await until(lambda: bool(heard))
+        assert [word.split()[:2] for word in heard] == [[pair.id, "78"]]
+    finally:
+        await listening.close()
+
+
+async def test_what_changed_while_nobody_could_listen_arrives_with_the_next_connection(
+    line: Line, pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with channel(pair.second.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await take(node)
+        await hang_up(pair, line)
+        await pair.write(pair.first, "meanwhile")
+        new = key_pair()
+        await pair.register(pair.first, new)
+        line.open.set()
+        await take_until(node, "meanwhile")
+        await pair.accepted(pair.second, new)
+        await pair.write(pair.first, "afterwards")
+        await take_until(node, "afterwards")
+    assert "making another" in caplog.text
+
+
+async def test_without_any_announcement_the_versions_are_compared(
+    line: Line, pair: Pair, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.open.clear()
+    monkeypatch.setattr(room, "POLL_SECONDS", 0.02)
+    async with running(database_url, tmp_path / "c") as deaf, channel(deaf.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await take(node)
+        await pair.write(pair.first, "unheard")
+        await take_until(node, "unheard")
+
+
+async def test_a_database_that_refuses_listeners_is_asked_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = 0
+
+    class Driver:
+        PostgresError = asyncpg.PostgresError
+        InterfaceError = asyncpg.InterfaceError
+
+        @staticmethod
+        async def connect(**options: Any) -> Any:
+            nonlocal refused
+            if refused < 3:
+                refused += 1
+                raise asyncpg.TooManyConnectionsError("sorry, too many clients already")
+            return await asyncpg.connect(**options)
+
+    monkeypatch.setattr(room, "asyncpg", Driver)
+    async with running(database_url, tmp_path / "c") as late, channel(late.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await take(node)
+        await pair.write(pair.first, "heard-at-last")
+        await take_until(node, "heard-at-last")
+    assert refused == 3
+    assert "too many clients" in caplog.text
+
+
+async def test_words_of_strangers_do_no_harm(pair: Pair) -> None:
+    words = [
+        "",
+        "a",
+        "a b c d",
+        "certificates",
+        "\u00e4 -1 \u00fc",
+        f"{pair.id} x y",
+        f"{pair.id} 9 z",
+        f"{pair.id} -4 z",
+    ]
+    async with channel(pair.second.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await take(node)
+        for word in words:
+            async with pair.first.plane.database.writing() as session:
+                await session.execute(text("SELECT pg_notify(:name, :word)"), {"name": room.CHANNEL, "word": word})
+        await pair.write(pair.first, "real")
+        assert services(await take(node)) == {"real"}
+
+
+async def test_a_control_plane_that_is_deleted_through_one_is_gone_from_both(pair: Pair) -> None:
+    async with channel(pair.second.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await take(node)
+        await pair.first.call("DELETE", pair.path, expect=204)
+        await node.ended()
+    await until(lambda: pair.id not in pair.second.plane.snapshots.served())
+
+
+# -- certificates
+
+
+async def test_a_certificate_that_is_registered_through_one_opens_the_other(pair: Pair) -> None:
+    new = key_pair()
+    await pair.register(pair.first, new)
+    await pair.accepted(pair.second, new)
+    async with channel(pair.second.plane, new) as opened:
+        assert (await ScriptedNode(opened).hello()).welcome.control_plane_name == "shared"
+
+
+async def test_a_certificate_that_is_revoked_through_one_ends_its_streams_on_the_other(pair: Pair) -> None:
+    new = key_pair()
+    certificate_id = await pair.register(pair.first, new)
+    await pair.accepted(pair.second, new)
+    async with channel(pair.second.plane, new) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await pair.first.call("DELETE", f"{pair.path}/dp-client-certificates/{certificate_id}", expect=204)
+        await node.ended()
+
+
+# -- nodes that move
+
+
+async def connect(node: ScriptedNode, known: Received | None = None) -> None:
+    if known is None:
+        await node.hello()
+    else:
+        await node.hello(known_hash=known.hash, config_version=known.version)
+
+
+async def test_a_node_that_leaves_is_offline_for_both(pair: Pair) -> None:
+    async with channel(pair.first.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await connect(node)
+        await take(node)
+        await pair.shows(pair.second, node, "in_sync")
+    await pair.shows(pair.second, node, "offline")
+    await pair.shows(pair.first, node, "offline")
+
+
+async def test_a_node_that_moved_is_not_taken_offline_by_the_replica_that_it_left(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with running(database_url, tmp_path / "b") as second, contextlib.AsyncExitStack() as old:
+        first = await old.enter_async_context(running(database_url, tmp_path / "a"))
+        pair = Pair(first, second)
+        await pair.prepare()
+        before = ScriptedNode(await old.enter_async_context(channel(first.plane, pair.keys)))
+        await connect(before)
+        known = await take(before)
+        await pair.shows(second, before, "in_sync")
+        async with channel(second.plane, pair.keys) as opened:
+            node = ScriptedNode(opened, before.id)
+            await connect(node, known)
+            await node.status(known)
+            await old.aclose()  # the first replica has written the end of each of its streams when it has closed
+            assert await pair.state(second, node) == "in_sync"
+
+
+async def test_what_is_said_on_a_stream_that_was_left_ends_it_and_changes_nothing(pair: Pair) -> None:
+    async with channel(pair.first.plane, pair.keys) as a, channel(pair.second.plane, pair.keys) as b:
+        before = ScriptedNode(a)
+        await connect(before)
+        known = await take(before)
+        await pair.shows(pair.first, before, "in_sync")
+        node = ScriptedNode(b, before.id)
+        await connect(node, known)
+        await pair.write(pair.second, "later")
+        newer = await take(node)
+        await pair.shows(pair.second, node, "in_sync")
+        await before.status(known)
+        await before.ended()
+        row = (await pair.first.call("GET", f"{pair.path}/nodes/{node.id}"))["item"]
+        assert row["config_hash"] == newer.hash
+
+
+async def test_a_node_is_not_sent_back_in_time_by_a_replica_that_has_not_heard_yet(line: Line, pair: Pair) -> None:
+    async with channel(pair.first.plane, pair.keys) as a, channel(pair.second.plane, pair.keys) as b:
+        other = ScriptedNode(b)
+        await connect(other)
+        await take(other)
+        await hang_up(pair, line)
+        node = ScriptedNode(a)
+        await connect(node)
+        await pair.write(pair.first, "newer")
+        known = await take_until(node, "newer")
+        moved = ScriptedNode(b, node.id)
+        await connect(moved, known)
+        await pair.write(pair.second, "newest")
+        assert services(await moved.snapshot()) == {"newer", "newest"}
+        line.open.set()
+
+
+async def test_a_node_is_not_called_in_sync_with_what_was_current_before(pair: Pair) -> None:
+    async with channel(pair.first.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await connect(node)
+        await take(node)
+        await pair.shows(pair.second, node, "in_sync")
+        await pair.write(pair.second, "another")
+        await pair.second.plane.snapshots.refresh(pair.id)
+        assert await pair.state(pair.second, node) == "pending"
+
+
+# -- what replicas share
+
+
+async def test_replicas_have_one_authority_and_the_database_keeps_it_encrypted(pair: Pair) -> None:
+    mine, theirs = (replica.plane.settings.state_dir for replica in (pair.first, pair.second))
+    assert (mine / "ca.pem").read_bytes() == (theirs / "ca.pem").read_bytes()
+    assert (mine / "server.key").read_bytes() != (theirs / "server.key").read_bytes()
+    assert (theirs / "ca.key").stat().st_mode & 0o777 == 0o600
+    async with pair.first.plane.database.reading() as session:
+        kept = (await session.execute(select(Keyring.value))).scalars().all()
+    assert not any("BEGIN" in value for value in kept)
+
+
+async def test_a_replica_that_had_an_authority_of_its_own_takes_the_shared_one(
+    pair: Pair, database_url: str, tmp_path: Path
+) -> None:
+    async with running(f"sqlite:///{tmp_path / 'alone.db'}", tmp_path / "c"):
+        own = (tmp_path / "c" / "ca.pem").read_bytes()
+    async with running(database_url, tmp_path / "c") as third, channel(third.plane, pair.keys) as opened:
+        assert (await ScriptedNode(opened).hello()).WhichOneof("message") == "welcome"
+    shared = (tmp_path / "c" / "ca.pem").read_bytes()
+    assert shared != own
+    assert shared == (pair.first.plane.settings.state_dir / "ca.pem").read_bytes()
+
+
+async def test_a_replica_with_another_encryption_key_does_not_start(
+    pair: Pair, database_url: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StartError, match="TANDEM_ENCRYPTION_KEY"):
+        async with running(database_url, tmp_path / "c", Fernet.generate_key().decode()):
+            pass
+
+
+async def test_replicas_that_start_at_once_on_an_empty_database_agree(database_url: str, tmp_path: Path) -> None:
+    async def erase() -> None:
+        connection = await asyncpg.connect(database_url)
+        try:
+            await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        finally:
+            await connection.close()
+
+    await erase()
+    names = [tmp_path / name for name in "abc"]
+    async with contextlib.AsyncExitStack() as stack:
+        starts: list[Awaitable[Replica]] = [
+            stack.enter_async_context(running(database_url, directory)) for directory in names
+        ]
+        started = await asyncio.gather(*starts)
+        assert len({(name / "ca.pem").read_bytes() for name in names}) == 1
+        first, second, _ = started
+        pair = Pair(first, second)
+        await pair.prepare()
