@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.control_plane.client import TOKEN, Client
+from tests.control_plane.deck.documents import certificate_pair
 from tests.control_plane.test_app import add_token
 
 SERVICE = {"name": "s", "host": "example.test"}
@@ -322,3 +323,135 @@ async def test_schemas_and_validation(admin: Admin) -> None:
     assert plugin == {"message": "schema validation successful"}
     assert await admin.call("GET", "/schemas/what", expect=404) == {"message": "No entity named 'what'"}
     assert await admin.call("GET", "/schemas/plugins/what", expect=404) == {"message": "No plugin named 'what'"}
+
+
+# -- certificates and the names that they are for
+
+
+async def test_a_certificate_shows_and_takes_the_names_of_its_snis(client: Client, admin: Admin) -> None:
+    cert, key = certificate_pair()
+    body = {"cert": cert, "key": key}
+    made = await admin.call("POST", "/certificates", {**body, "snis": ["b.test", "a.test"]}, 201)
+    assert made["snis"] == ["a.test", "b.test"]
+    path = f"/certificates/{made['id']}"
+    snis = (await admin.call("GET", f"{path}/snis"))["data"]
+    assert {(sni["name"], sni["certificate"]["id"]) for sni in snis} == {("a.test", made["id"]), ("b.test", made["id"])}
+    kept = {sni["name"]: sni["id"] for sni in snis}["b.test"]
+    assert (await admin.call("PUT", path, body))["snis"] == ["a.test", "b.test"]
+    assert (await admin.call("PATCH", path, {"snis": ["b.test", "c.test"]}))["snis"] == ["b.test", "c.test"]
+    assert (await admin.call("GET", "/snis/b.test"))["id"] == kept
+    await admin.call("GET", "/snis/a.test", expect=404)
+    assert [row["snis"] for row in (await admin.call("GET", "/certificates"))["data"]] == [["b.test", "c.test"]]
+    assert (await admin.call("PUT", path, {**body, "snis": None}))["snis"] == []
+    assert (await admin.send("PATCH", path, data={"snis": "d.test"})).json()["snis"] == ["d.test"]
+    assert "snis" not in await client.get(f"certificates/{made['id']}")
+
+
+async def test_names_that_another_certificate_has_are_refused_and_nothing_is_written(admin: Admin) -> None:
+    cert, key = certificate_pair()
+    first = await admin.call("POST", "/certificates", {"cert": cert, "key": key, "snis": ["a.test"]}, 201)
+    for snis, message in (
+        (["b.test", "a.test"], f"a.test already associated with existing certificate '{first['id']}'"),
+        (["b.test", "b.test"], "b.test is duplicated"),
+        (["10.0.0.1"], "must not be an IP"),
+        ("b.test", "expected a set"),
+        ([1], "expected a set of strings"),
+    ):
+        refused = await admin.call("POST", "/certificates", {"cert": cert, "key": key, "snis": snis}, 400)
+        assert (refused["code"], refused["fields"]) == (2, {"snis": message})
+    assert [row["id"] for row in (await admin.call("GET", "/certificates"))["data"]] == [first["id"]]
+    assert [row["name"] for row in (await admin.call("GET", "/snis"))["data"]] == ["a.test"]
+
+
+# -- consumer groups
+
+
+async def test_a_group_shows_who_is_in_it(admin: Admin) -> None:
+    group = await admin.call("PUT", "/consumer_groups/gold", {"tags": ["metal"]})
+    consumer = await admin.call("POST", "/consumers", {"username": "alice", "custom_id": "a-1", "tags": ["t"]}, 201)
+    for _ in range(2):
+        added = await admin.call("POST", "/consumer_groups/gold/consumers", {"consumer": consumer["id"]}, 201)
+        assert added == {"consumer_group": group, "consumers": [consumer]}
+    assert await admin.call("GET", "/consumer_groups/gold") == {"consumer_group": group, "consumers": [consumer]}
+    assert await admin.call("GET", "/consumer_groups/gold?list_consumers=false") == {"consumer_group": group}
+    assert (await admin.call("GET", "/consumers/alice/consumer_groups"))["data"] == [group]
+    assert await admin.call("GET", "/consumer_groups/gold/consumers/alice") == consumer
+    for _ in range(2):
+        await admin.call("DELETE", f"/consumer_groups/{group['id']}/consumers/{consumer['id']}", expect=204)
+    assert (await admin.call("GET", "/consumer_groups/gold"))["consumers"] == []
+    await admin.call("GET", "/consumer_groups/gold/consumers/alice", expect=404)
+
+
+async def test_a_consumer_joins_groups_from_its_own_side(admin: Admin) -> None:
+    await admin.call("POST", "/consumers", {"username": "alice"}, 201)
+    for name in ("gold", "silver"):
+        await admin.call("POST", "/consumer_groups", {"name": name}, 201)
+        joined = await admin.send("POST", "/consumers/alice/consumer_groups", data={"group": name})
+        assert (joined.status_code, [row["name"] for row in joined.json()["consumer_groups"]]) == (201, [name])
+    page = await admin.call("GET", "/consumers/alice/consumer_groups?size=1")
+    rest = await admin.call("GET", f"/consumers/alice/consumer_groups?size=1&offset={page['offset']}")
+    assert {row["name"] for row in page["data"] + rest["data"]} == {"gold", "silver"}
+    assert rest["next"] is None
+    await admin.call("DELETE", "/consumers/alice/consumer_groups", expect=204)
+    assert (await admin.call("GET", "/consumers/alice/consumer_groups"))["data"] == []
+
+
+async def test_memberships_that_cannot_be(admin: Admin) -> None:
+    await admin.call("POST", "/consumer_groups", {"name": "gold"}, 201)
+    path = "/consumer_groups/gold/consumers"
+    missing = await admin.call("POST", path, {}, 400)
+    assert (missing["code"], missing["fields"]) == (2, {"consumer": "required field missing"})
+    await admin.call("POST", path, {"consumer": "nobody"}, 404)
+    await admin.call("POST", "/consumer_groups/none/consumers", {"consumer": "nobody"}, 404)
+    await admin.call("DELETE", "/consumer_groups/none/consumers/nobody", expect=204)
+    await admin.call("GET", "/consumer_group_consumers", expect=404)
+
+
+# -- others with ways of their own
+
+
+async def test_a_target_is_found_by_its_text(admin: Admin) -> None:
+    await admin.call("POST", "/upstreams", {"name": "pool.test"}, 201)
+    made = await admin.call("POST", "/upstreams/pool.test/targets", {"target": "10.0.0.1:80"}, 201)
+    assert (await admin.call("GET", "/upstreams/pool.test/targets/10.0.0.1:80"))["id"] == made["id"]
+    patched = await admin.call("PATCH", "/upstreams/pool.test/targets/10.0.0.1:80", {"weight": 0})
+    assert patched["weight"] == 0
+    for path in ("targets", "targets/all"):
+        assert len((await admin.call("GET", f"/upstreams/pool.test/{path}"))["data"]) == 1
+    await admin.call("DELETE", "/upstreams/pool.test/targets/10.0.0.1:80", expect=204)
+    assert (await admin.call("GET", "/upstreams/pool.test/targets"))["data"] == []
+
+
+async def test_a_route_with_an_expression_shows_what_its_reader_fills_in(client: Client, admin: Admin) -> None:
+    body = {"name": "r", "expression": 'http.path == "/a"', "priority": 3}
+    made = await admin.call("POST", "/routes", body, 201)
+    assert (made["path_handling"], made["regex_priority"], made["priority"]) == ("v0", 0, 3)
+    again = {key: value for key, value in made.items() if value is not None}
+    assert (await admin.call("PUT", f"/routes/{made['id']}", again))["expression"] == body["expression"]
+    assert (await client.get("routes/r"))["path_handling"] is None
+
+
+@pytest.mark.parametrize(
+    ("nested", "flat", "body"),
+    [
+        ("key-auth", "key-auths", {"key": "k-1"}),
+        ("basic-auth", "basic-auths", {"username": "u", "password": "p"}),
+        ("hmac-auth", "hmac-auths", {"username": "u"}),
+        ("jwt", "jwts", {}),
+        ("acls", "acls", {"group": "g"}),
+    ],
+)
+async def test_credentials_are_written_below_consumers_and_listed_flat(
+    admin: Admin, nested: str, flat: str, body: dict[str, str]
+) -> None:
+    consumer = await admin.call("POST", "/consumers", {"username": "alice"}, 201)
+    made = await admin.call("POST", f"/consumers/alice/{nested}", body, 201)
+    assert made["consumer"] == {"id": consumer["id"]}
+    for path in (f"/{flat}", f"/consumers/{consumer['id']}/{nested}"):
+        assert [row["id"] for row in (await admin.call("GET", path))["data"]] == [made["id"]]
+    assert (await admin.call("GET", f"/{flat}/{made['id']}/consumer"))["username"] == "alice"
+    path = f"/consumers/{consumer['id']}/{nested}/{made['id']}"
+    again = {**made, "consumer": {"id": consumer["id"], "username": "alice"}}
+    assert (await admin.call("PUT", path, again))["id"] == made["id"]
+    await admin.call("DELETE", path, expect=204)
+    assert (await admin.call("GET", f"/{flat}"))["data"] == []

@@ -21,13 +21,13 @@ from tests.control_plane.deck.documents import certificate_pair, public_key
 DIRECTORY = Path(__file__).parent / "transcripts"
 
 
-def names() -> list[str]:
-    return sorted(path.stem for path in DIRECTORY.glob("*.json"))
+def names(directory: Path = DIRECTORY) -> list[str]:
+    return sorted(path.stem for path in directory.glob("*.json"))
 
 
-def load(name: str) -> list[dict[str, Any]]:
+def load(name: str, directory: Path = DIRECTORY) -> list[dict[str, Any]]:
     """The runs of a transcript, with certificates and keys in their places."""
-    text = (DIRECTORY / f"{name}.json").read_text()
+    text = (directory / f"{name}.json").read_text()
     for mark, pem in marks().items():
         text = text.replace(mark, json.dumps(pem)[1:-1])
     runs: list[dict[str, Any]] = json.loads(text)
@@ -47,6 +47,10 @@ class Replay:
         self._sent: dict[tuple[str, str], dict[str, Any]] = {}
         """What was last sent for an entity, by collection and id."""
 
+    def core(self) -> str:
+        """Where the entities are."""
+        return f"/v2/control-planes/{self._client.id}/core-entities"
+
     async def run(self, run: Mapping[str, Any]) -> None:
         """Every request of a run. Raises AssertionError at the first answer that decK could not go on with."""
         writes = 0
@@ -63,8 +67,7 @@ class Replay:
                 self._remember(request, response)
 
     async def _send(self, request: Mapping[str, Any]) -> httpx.Response:
-        core = f"/v2/control-planes/{self._client.id}/core-entities"
-        path, body = request["path"].replace("{core}", core), request.get("body")
+        path, body = request["path"].replace("{core}", self.core()), request.get("body")
         options = {"json": body} if body is not None else {}
         return await self._client.http.request(request["method"], path, params=request.get("query"), **options)
 
@@ -85,7 +88,7 @@ class Replay:
         assert isinstance(answered["data"], list), path
         assert len(answered["data"]) == request["entries"], f"{path}: {len(answered['data'])} entries"
         assert answered.get("offset") != "", f"{path}: an empty offset is asked for again, without end"
-        collection = path.removeprefix("{core}/")
+        collection = _flat(path.removeprefix("{core}/"))
         for entity in answered["data"] if compare else ():
             sent = self._sent.get((collection, entity.get("id")))
             if sent is not None:
