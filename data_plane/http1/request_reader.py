@@ -160,18 +160,19 @@ class RequestReader:
         whole = self._whole.read(data)
         if whole is None:
             return False
-        method, _, rest = whole.first.partition(" ")
+        first, headers, body, size = whole
+        method, _, rest = first.partition(" ")
         target, _, version = rest.partition(" ")
-        headers, limits, size = whole.headers, self._limits, whole.head_size
+        limits = self._limits
         if version != "HTTP/1.1" or method not in _METHOD_NAMES or target[:1] != "/" or "#" in target:
             return False
         if headers.get("host") != self._host or not self._host:
             return False
         if len(target) > limits.max_target_size or size > limits.max_head_size or len(headers.raw) > limits.max_headers:
             return False
-        if limits.max_body_size and len(whole.body) > limits.max_body_size:
+        if limits.max_body_size and len(body) > limits.max_body_size:
             return False
-        arrival = Arrival(method, target, headers, BufferedBody(whole.body), peer=self._peer, size=size)
+        arrival = Arrival(method, target, headers, BufferedBody(body), peer=self._peer, size=size)
         arrival.incoming = None
         arrival.expects_continue = False
         arrival.keep_alive = True

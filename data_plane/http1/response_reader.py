@@ -111,17 +111,18 @@ class ResponseReader:
     def _read_whole(self, data: bytes) -> bool:
         """Read an answer that is all here and plain; says whether it was one."""
         whole = self._whole.read(data)
-        if whole is None or "content-length" not in whole.headers:
+        if whole is None:
             return False
-        version, _, rest = whole.first.partition(" ")
+        first, headers, body, size = whole
+        version, _, rest = first.partition(" ")
         code = rest[:3]
-        if version != "HTTP/1.1" or not code.isdigit() or int(code) < 200:
+        if version != "HTTP/1.1" or not code.isdigit() or int(code) < 200 or "content-length" not in headers:
             return False
-        if len(whole.headers) > self._limits.max_headers or whole.head_size > self._limits.max_head_size:
+        if len(headers) > self._limits.max_headers or size > self._limits.max_head_size:
             return False
         self.began = self.complete = self.keep_alive = True
-        self._response = Response(int(code), whole.headers, whole.body, source="upstream")
-        self._pieces.append(whole.body)
+        self._response = Response(int(code), headers, body, source="upstream")
+        self._pieces.append(body)
         return True
 
     def end(self) -> bool:

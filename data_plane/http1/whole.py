@@ -11,7 +11,7 @@ they refuse.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import httptools
 
@@ -22,13 +22,8 @@ _UNUSUAL = frozenset({"expect", "proxy-connection", "trailer", "transfer-encodin
 """Fields that have a say in framing, or in what becomes of the connection, beside the two that are understood here."""
 
 
-class Whole(NamedTuple):
-    """A message: its first line, its fields, its body, and the size of its head on the wire."""
-
-    first: str
-    headers: Headers
-    body: bytes
-    head_size: int
+Whole = tuple[str, Headers, bytes, int]
+"""A message: its first line, its fields, its body, and the size of its head on the wire."""
 
 
 class _Lowered(dict[str, str]):
@@ -61,26 +56,21 @@ class WholeReader:
             return None
         lines = data[:end].decode("latin-1").split("\r\n")
         fields: list[tuple[str, str]] = []
-        index: dict[str, int | tuple[int, ...]] = {}
+        index: dict[str, Any] = {}
         lowered = _LOWERED
         for line in lines[1:]:
             name, _, value = line.partition(":")
             index[lowered[name]] = len(fields)
             fields.append((name, value.strip(" \t")))
-        headers = Headers.adopt(fields, index)
         if len(index) != len(fields) or not _UNUSUAL.isdisjoint(index):
             return None
-        connection = headers.get("connection")
-        if connection is not None and connection.lower() != "keep-alive":
+        if "connection" in index and fields[index["connection"]][1] != "keep-alive":
             return None
-        declared = headers.get("content-length")
-        head_size = end + 4
-        if declared is None:
-            if len(data) != head_size:
-                return None
-        elif not (declared.isascii() and declared.isdigit() and len(data) - head_size == int(declared)):
+        body = data[end + 4 :]
+        declared = fields[index["content-length"]][1] if "content-length" in index else "0"
+        if declared != str(len(body)) or not self._is_one(data):
             return None
-        return Whole(lines[0], headers, data[head_size:], head_size) if self._is_one(data) else None
+        return lines[0], Headers.adopt(fields, index), body, end + 4
 
     def _is_one(self, data: bytes) -> bool:
         judge = self._judge

@@ -136,11 +136,12 @@ PLAIN = b"POST /x?y HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nX: 1: 2 \r\
 def test_a_plain_message_is_read_the_quick_way() -> None:
     whole = WholeReader(httptools.HttpRequestParser).read(PLAIN)
     assert whole is not None
-    assert whole.first == "POST /x?y HTTP/1.1"
-    assert whole.headers.raw[2:] == [("X", "1: 2"), ("Content-Length", "3")]
-    assert whole.headers.get("x") == "1: 2"
-    assert whole.body == b"abc"
-    assert whole.head_size == len(PLAIN) - 3
+    first, headers, body, head_size = whole
+    assert first == "POST /x?y HTTP/1.1"
+    assert headers.raw[2:] == [("X", "1: 2"), ("Content-Length", "3")]
+    assert headers.get("x") == "1: 2"
+    assert body == b"abc"
+    assert head_size == len(PLAIN) - 3
 
 
 @pytest.mark.parametrize(
