@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
@@ -152,7 +153,8 @@ class ControlPlane:
 
 def create_app(plane: ControlPlane) -> FastAPI:
     """The HTTP application of a control plane that is, or will be, open."""
-    app = FastAPI(
+    # Its pages come with their own scripts: nothing is fetched from elsewhere.
+    app = FastAPIOffline(
         title="Tandem control plane",
         version=VERSION,
         description="Konnect's control-plane paths, core entities, the atomic apply, nodes and analytics.",

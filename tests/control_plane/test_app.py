@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -34,6 +35,14 @@ async def test_health_needs_no_token(client: Client) -> None:
     response = await client.http.get("/health", headers={"authorization": ""})
     assert response.json()["status"] == "ok"
     assert "ai-gateway" not in response.headers.get("server", "")
+
+
+async def test_the_documentation_loads_nothing_from_elsewhere(client: Client) -> None:
+    page = await client.http.get("/docs", headers={"authorization": ""})
+    loaded = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page.text)
+    assert loaded
+    for address in loaded:
+        assert (await client.http.get(address)).status_code == 200, address
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", "Basic kpat_test-token", "kpat_test-token"])
