@@ -50,6 +50,9 @@ def written_form(row: EntityType, body: Mapping[str, Any]) -> dict[str, Any]:
         reference = written.get(field)
         if isinstance(reference, Mapping) and isinstance(reference.get("id"), str):
             written[field] = {"id": reference["id"].lower()}  # clients may add names; they say nothing new
+    for field, listed in row.lists.items():
+        if listed.key is None and isinstance(written.get(field), list):
+            written[field] = [entry.lower() if isinstance(entry, str) else entry for entry in written[field]]
     tags = written.get("tags")
     if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
         written["tags"] = list(dict.fromkeys(tags))

@@ -10,7 +10,7 @@ ControlPlaneError                   answered as problem+json with `message`; one
 ├── TooManyRequests 429            too many wrong tokens; Retry-After says how long
 ├── EntityError                     an entity cannot be written; `code` as in Kong's Admin API
 │   ├── SchemaFault 400 (2) · PrimaryKeyTaken 400 (3) · ForeignKeyMissing 400 (4) · StillReferenced 400 (4)
-│   ├── UniqueTaken 409 (5) · ForeignKeyUnresolved 400 (13)
+│   ├── UniqueTaken 409 (5) · ForeignKeyUnresolved 400 (13) · ListedByOthers 400 (19)
 ├── DocumentRefused 400             a declarative document; every fault with its path in the document
 ├── Unexpected 500                  a fault of ours; says nothing but the trace id
 └── Unavailable 503                 the database cannot be reached
@@ -176,6 +176,17 @@ class UniqueTaken(EntityError):
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(f"UNIQUE violation detected on '{_tuple_text(values)}'", values)
+
+
+class ListedByOthers(EntityError):
+    """Something stands in a list of others and cannot be deleted."""
+
+    code = 19
+    name = "referenced by others"
+
+    def __init__(self, kind: str, entity_id: str, by: str, by_id: str) -> None:
+        text = f"{kind.replace('-', ' ')} {entity_id} is still referenced by {by} (id = {by_id})"
+        super().__init__(text, {"@referenced_by": by})
 
 
 class ForeignKeyUnresolved(EntityError):

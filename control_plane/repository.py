@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit, content
@@ -21,6 +21,7 @@ from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import (
     ForeignKeyMissing,
     ForeignKeyUnresolved,
+    ListedByOthers,
     NotFound,
     PrimaryKeyTaken,
     SchemaFault,
@@ -39,7 +40,7 @@ from control_plane.models import (
 )
 from control_plane.secrets import MASK, Cipher
 from gateway_schema.base import is_secret
-from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
+from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import SchemaViolation, Violation
 
 _CHUNK = 500
@@ -213,6 +214,7 @@ class Repository:
         for child, field_name, parent in children_of(row.name):
             if parent.on_delete == "refuse" and await self._batch.children(child, field_name, [found.id]):
                 raise StillReferenced(child.name, row.name)
+        await self._check_not_listed(found)
         await self.write(Changes(deletes=[found]))
         return True
 
@@ -253,7 +255,7 @@ class Repository:
             if not isinstance(given, Mapping) or given.get("id") is not None:
                 continue
             target = ENTITY_TYPES[parent.type]
-            for key in ("name", *target.match):
+            for key in dict.fromkeys(("name", *target.match)):
                 value = given.get(key)
                 if isinstance(value, str) and key not in target.match:
                     raise ForeignKeyUnresolved(name, key, value, target.name)
@@ -265,9 +267,39 @@ class Repository:
                         raise ForeignKeyUnresolved(name, key, value, target.name)
                     result[name] = {"id": found}
                     break
+        for name, listed in row.lists.items():
+            if listed.key is not None and isinstance(entries := body.get(name), list):
+                result[name] = [await self._resolved_entry(name, listed, entry) for entry in entries]
         return result
 
+    async def _resolved_entry(self, name: str, listed: Listed, entry: Any) -> Any:
+        """An entry of a list of references, by id."""
+        if not isinstance(entry, Mapping) or not isinstance(given := entry.get("name"), str):
+            return entry
+        rest = {key: value for key, value in entry.items() if key != "name"}
+        if entry.get("id") is not None:
+            return rest
+        target = ENTITY_TYPES[listed.type]
+        found = await self.find(target, given) if as_id(given) is None else None
+        if found is None:
+            raise ForeignKeyUnresolved(name, "name", given, target.name)
+        return {**rest, str(listed.key): found.id}
+
+    async def _check_not_listed(self, row: Row) -> None:
+        for lister, name, listed in lists_of(row.type.name):
+            table = ENTITY_TABLES[lister.name]
+            mentions = func.lower(cast(table.c.written, Text)).contains(row.id)
+            query = _columns(table).where(self._mine(table), mentions)
+            for held in decoded(lister, (await self._session.execute(query)).all(), self._cipher):
+                if row.id in listed.ids(held.written.get(name)):
+                    raise ListedByOthers(row.type.kind, row.id, lister.name, held.id)
+
     async def _check_references(self, row: Row) -> None:
+        for name, listed in row.type.lists.items():
+            ids = sorted(listed.ids(row.written.get(name)))
+            known = {held.id for held in await self.of_ids(ENTITY_TYPES[listed.type], ids)}
+            if missing := [entity_id for entity_id in ids if entity_id not in known]:
+                raise ForeignKeyMissing(name, missing[0], listed.type)
         for name, parent in row.type.parents.items():
             target_id = row.reference(name)
             if target_id is None:

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 _PROXIED = frozenset({"http", "https", "ws", "wss"})
 
+_SERVED = frozenset({"services", "routes", "consumers", "keyauth_credentials", "plugins"})
+"""Kinds that traffic is served by. Others change nothing unless one of these refers to them, which is then refused."""
+
 
 @dataclass(slots=True, eq=False)
 class Workshop:
@@ -44,6 +47,8 @@ class Workshop:
     """Of the listener, as it was bound."""
     node_id: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    told: set[str] = field(default_factory=set)
+    """Kinds of entities of which the log says already that nothing is done with them."""
 
     @property
     def sender(self) -> Sender:
@@ -97,6 +102,7 @@ class _Builder:
         self._served = {route.id for route in self._routes}
 
     def build(self) -> Runtime:
+        self._check_unserved()
         router = Router(self._routes, self._services)
         directory = _Directory(self._document.of("consumers"), self._document.of("keyauth_credentials"))
         plugins = [self._bind(plugin, directory) for plugin in self._document.of("plugins") if self._is_active(plugin)]
@@ -107,12 +113,28 @@ class _Builder:
 
     # Which entities exist for traffic.
 
+    def _check_unserved(self) -> None:
+        """Refuse what would mean something else when it is left out; say once of the rest that it is left out."""
+        names = {upstream.name: upstream for upstream in self._document.of("upstreams")}
+        for service in self._services.values():
+            if service.host in names:
+                raise _fault("services", service, "host", f"upstream '{service.host}': balancing is not supported yet")
+        for chain in self._document.of("filter_chains"):
+            if chain.enabled:
+                raise _fault("filter_chains", chain, "filters", "filters are not supported yet")
+        for kind, entities in self._document.entities.items():
+            if entities and kind not in _SERVED and kind not in self._workshop.told:
+                self._workshop.told.add(kind)
+                log.info("the configuration has %d %s, which this gateway makes no use of", len(entities), kind)
+
     def _is_served(self, route: Route) -> bool:
         """Routes of disabled services do not exist; those of unknown ones are an error."""
         if route.service is not None and route.service.id not in self._services:
             if route.service.id not in self._declared["services"]:
                 raise _fault("routes", route, "service", f"no service {route.service.id}")
             return False
+        if route.expression is not None:
+            raise _fault("routes", route, "expression", "routes with expressions are not supported yet")
         return bool(HTTP_PROTOCOLS & set(route.protocols))
 
     def _is_active(self, plugin: Plugin) -> bool:
@@ -221,7 +243,7 @@ class _Builder:
         workshop = self._workshop
         if service.protocol not in _PROXIED:
             raise _fault("services", service, "protocol", f"{service.protocol} services cannot be proxied yet")
-        for name in ("client_certificate", "ca_certificates"):
+        for name in ("client_certificate", "ca_certificates", "tls_sans"):
             if getattr(service, name):
                 raise _fault("services", service, name, "certificates of services are not supported yet")
         return ServiceUpstream(service, workshop.client, workshop.loopback, workshop.port)

@@ -65,12 +65,14 @@ class Collection:
         return answer(shown)
 
     async def create(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
+        body = self._with_options(request, body)
         async with self._writing(request, plane, caller) as (repository, scope):
             created = await self._create(repository, body, scope)
             [shown] = await self._views(repository, [created], caller)
         return answer(shown, 201)
 
     async def replace(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
+        body = self._with_options(request, body)
         async with self._writing(request, plane, caller) as (repository, scope):
             replaced = await self._replace(repository, _key(request), body, scope)
             [shown] = await self._views(repository, [replaced], caller)
@@ -81,6 +83,12 @@ class Collection:
             merged = await self._merge(repository, _key(request), body, scope)
             [shown] = await self._views(repository, [merged], caller)
         return answer(shown)
+
+    def _with_options(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
+        """`?skip_hash=true`: the password is a digest already."""
+        if "skip_hash" in self._row.model.shorthands and request.query_params.get("skip_hash") == "true":
+            return {**body, "skip_hash": True}
+        return body
 
     async def delete(self, request: Request, plane: Plane, caller: Writer) -> Response:
         """204 also when there is nothing: a cascade may have been faster than the client."""
