@@ -12,7 +12,7 @@ short: `tells` says of each kind of event, once a minute, that it is worth a lin
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ _FIRST_WAIT = 1.0
 _MOST_COUNTED = FREE + 12
 """Beyond this a count does not grow: silence then clears it in some ten minutes."""
 _TELL_AGAIN = 60.0
+MOST_TOLD = 100
+"""Events of all kinds that are told in a minute: a guesser with many addresses must not fill the log."""
 _MOST_KEYS = 10_000
 """Addresses, digests and events that are remembered; the least recent goes first."""
 
@@ -45,6 +47,7 @@ class Throttle:
         self._clock = clock
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._told: OrderedDict[str, float] = OrderedDict()
+        self._lately: deque[float] = deque(maxlen=MOST_TOLD)
 
     def refused(self, address: str, digest: str) -> float:
         """Count a refused token. Returns the seconds to wait that it is answered with: 0 for a plain 401.
@@ -54,11 +57,14 @@ class Throttle:
         return max(self._count(key) for key in _keys(address, digest))
 
     def tells(self, event: str) -> bool:
-        """Whether this event should be told: the first of its kind in a minute."""
+        """Whether this event should be told: the first of its kind in a minute, in which not too many were."""
         now = self._clock()
         last = self._told.get(event)
         if last is not None and now - last < _TELL_AGAIN:
             return False
+        if len(self._lately) == MOST_TOLD and now - self._lately[0] < _TELL_AGAIN:
+            return False
+        self._lately.append(now)
         self._told[event] = now
         self._told.move_to_end(event)
         _trim(self._told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from control_plane.throttle import FORGIVEN_AFTER, FREE, LONGEST, Throttle
+from control_plane.throttle import FORGIVEN_AFTER, FREE, LONGEST, MOST_TOLD, Throttle
 
 
 class Clock:
@@ -89,5 +89,13 @@ def test_an_event_is_told_once_a_minute() -> None:
     assert throttle.tells("refused 192.0.2.1")
     assert not throttle.tells("refused 192.0.2.1")
     assert throttle.tells("refused 192.0.2.2")
+    clock.now += 60
+    assert throttle.tells("refused 192.0.2.1")
+
+
+def test_many_addresses_do_not_fill_the_log() -> None:
+    clock = Clock()
+    throttle = Throttle(clock)
+    assert sum(throttle.tells(f"refused 10.0.{n >> 8}.{n & 255}") for n in range(5000)) == MOST_TOLD
     clock.now += 60
     assert throttle.tells("refused 192.0.2.1")
