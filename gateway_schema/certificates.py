@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -18,7 +19,6 @@ from gateway_schema.entities import Entity, Reference
 from gateway_schema.violations import FieldFaults, SchemaViolation, Violation
 
 _SNI = re.compile(r"^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?(\.\*)?$")
-_ADDRESS = re.compile(r"^(\d+\.\d+\.\d+\.\d+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]?)$")
 
 
 def load_certificates(pem: str) -> list[x509.Certificate]:
@@ -88,8 +88,16 @@ def _check_pair(cert: str, key: str, cert_field: str, key_field: str) -> str | N
     return type(public).__name__
 
 
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_sni(value: str) -> str:
-    if _ADDRESS.match(value):
+    if _is_address(value.strip("[]")):
         raise ValueError("must not be an IP")
     if ":" in value:
         raise ValueError("must not have a port")

@@ -1,0 +1,223 @@
+"""What each kind of entity may hold, in Kong's words where it may not; and what it holds when little was written."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from gateway_schema.entities import Entity
+from gateway_schema.expressions import ExpressionError, check_expression
+from gateway_schema.registry import ENTITY_TYPES
+from gateway_schema.violations import SchemaViolation, parse
+from tests.pems import certificate_pem, private_pem, public_pem
+
+ID = {"id": "10000000-0000-4000-8000-000000000001"}
+CALLER = {"consumer": ID}
+
+
+def faults(kind: str, body: dict[str, Any]) -> list[str]:
+    try:
+        parse(ENTITY_TYPES[kind].model, body)
+    except SchemaViolation as error:
+        return [str(violation) for violation in error.violations]
+    return []
+
+
+def checked(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    return parse(ENTITY_TYPES[kind].model, body).model_dump(mode="json")
+
+
+CONDITIONAL = "failed conditional validation given value of field '{}'"
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("services", {"host": "a", "protocol": "grpc", "path": "/x"}, CONDITIONAL.format("protocol")),
+    ("services", {"host": "a", "protocol": "grpc", "path": "/x"}, "path: value must be null"),
+    ("services", {"host": "a", "tls_sans": {"dnsnames": ["a"]}}, "tls_sans: value must be null"),
+    ("services", {"host": "a", "port": 70_000}, "port: value should be between 0 and 65535"),
+    (
+        "routes",
+        {"expression": 'http.path == "/a"', "paths": ["/a"]},
+        "Router Expression failed validation: cannot set 'paths' when 'expression' is set",
+    ),
+    ("routes", {"paths": ["/a"], "priority": 1}, "Router Expression failed validation: cannot set 'priority' without"),
+    ("routes", {"expression": "http.path =="}, "expression: Router Expression failed validation: expected a value"),
+    ("routes", {"expression": 'http.path == "/a"', "priority": 2**46}, "priority: value should be between 0 and"),
+    ("routes", {"protocols": ["grpc"], "paths": ["/a"], "strip_path": True}, "strip_path: cannot set 'strip_path'"),
+    ("routes", {"protocols": ["grpc"], "hosts": ["a"], "methods": ["GET"]}, "methods: cannot set 'methods' when"),
+    (
+        "routes",
+        {"protocols": ["https"]},
+        "must set one of 'methods', 'hosts', 'headers', 'paths', 'snis' when 'protocols' is 'https'",
+    ),
+    ("routes", {"protocols": ["tls_passthrough"]}, "must set one of 'snis' when 'protocols' is 'tls_passthrough'"),
+    ("routes", {"protocols": ["tcp"], "sources": [{}]}, "sources[0]: at least one of these fields must be non-empty"),
+    ("routes", {"protocols": ["tcp"], "sources": [{"ip": "x"}]}, "sources[0].ip: invalid ip or cidr range: 'x'"),
+    ("consumer_groups", {}, "name: required field missing"),
+    ("basicauth_credentials", {**CALLER, "username": "u"}, "password: required field missing"),
+    ("hmacauth_credentials", CALLER, "username: required field missing"),
+    ("jwt_secrets", {**CALLER, "algorithm": "RS256"}, "rsa_public_key: required field missing"),
+    ("jwt_secrets", {**CALLER, "algorithm": "RS256", "rsa_public_key": "x"}, "rsa_public_key: invalid key"),
+    ("jwt_secrets", {**CALLER, "algorithm": "HS1"}, "algorithm: expected one of: HS256"),
+    ("acls", CALLER, "group: required field missing"),
+    ("mtls_auth_credentials", CALLER, "subject_name: required field missing"),
+    ("upstreams", {"name": "10.0.0.1"}, "name: Invalid name ('10.0.0.1'); no ip addresses allowed"),
+    ("upstreams", {"name": "a:80"}, "name: Invalid name ('a:80'); no port allowed"),
+    ("upstreams", {"name": "a", "hash_on": "header"}, "hash_on_header: required field missing"),
+    ("upstreams", {"name": "a", "hash_on": "cookie", "hash_on_cookie": "c", "hash_fallback": "ip"}, "hash_fallback:"),
+    ("upstreams", {"name": "a", "hash_on": "ip", "hash_fallback": "ip"}, "hash_fallback: expected one of: none, cons"),
+    (
+        "upstreams",
+        {
+            "name": "a",
+            "hash_on": "header",
+            "hash_on_header": "x",
+            "hash_fallback": "header",
+            "hash_fallback_header": "x",
+        },
+        "values of these fields must be distinct: 'hash_on_header', 'hash_fallback_header'",
+    ),
+    ("upstreams", {"name": "a", "slots": 9}, "slots: value should be between 10 and 65536"),
+    (
+        "upstreams",
+        {"name": "a", "healthchecks": {"active": {"healthy": {"successes": 256}}}},
+        "healthchecks.active.healthy.successes: value should be between 0 and 255",
+    ),
+    ("targets", {"upstream": ID, "target": "a b"}, "target: Invalid target; not a valid hostname or ip address"),
+    ("targets", {"upstream": ID, "target": "a:99999"}, "target: Invalid target; not a valid port"),
+    ("targets", {"upstream": ID, "target": "a", "weight": 65_536}, "weight: value should be between 0 and 65535"),
+    ("certificates", {"cert": "x", "key": "y"}, "cert: invalid certificate"),
+    ("certificates", {"cert": certificate_pem("a"), "key": private_pem("b")}, "certificate does not match key"),
+    (
+        "certificates",
+        {"cert": certificate_pem("a"), "key": private_pem("a"), "cert_alt": certificate_pem("a", "rsa")},
+        "all or none of these fields must be set: 'cert_alt', 'key_alt'",
+    ),
+    ("snis", {"name": "10.0.0.1", "certificate": ID}, "name: must not be an IP"),
+    ("snis", {"name": "a:443", "certificate": ID}, "name: must not have a port"),
+    ("snis", {"name": "a.*.b", "certificate": ID}, "name: wildcard must be leftmost or rightmost character"),
+    ("ca_certificates", {"cert": certificate_pem("a")}, "cert: certificate does not appear to be a CA"),
+    ("ca_certificates", {"cert": 2 * certificate_pem("c", authority=True)}, "cert: please submit only one"),
+    ("vaults", {"prefix": "env", "name": "env"}, "prefix: must not be one of: env, aws"),
+    ("vaults", {"prefix": "-x", "name": "env"}, "prefix: invalid value: -x"),
+    ("keys", {"kid": "k"}, "exactly one of these fields must be non-empty: 'jwk', 'pem'"),
+    ("keys", {"kid": "k", "jwk": '{"kty":"oct","kid":"other"}'}, "kid in jwk.kid must be equal to keys.kid"),
+    ("keys", {"kid": "k", "jwk": "{"}, "jwk: could not json decode jwk string"),
+    ("keys", {"kid": "k", "pem": {}}, "pem: at least one of these fields must be non-empty"),
+    (
+        "keys",
+        {"kid": "k", "pem": {"public_key": public_pem("a"), "private_key": private_pem("b")}},
+        "pem: public key does not match private key",
+    ),
+    ("partials", {"type": "redis"}, "type: expected one of: redis-ce, redis-ee, vectordb, embeddings, model"),
+    ("filter_chains", {"filters": []}, "filters: length must be at least 1"),
+    (
+        "filter_chains",
+        {"filters": [{"name": "f"}]},
+        "exactly one of these fields must be non-empty: 'service', 'route'",
+    ),
+    ("plugins", {"name": "p", "partials": [{"path": "x"}]}, "partials[0]: at least one of these fields must be non-e"),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "expected"), REFUSED)
+def test_a_fault_is_said_in_kongs_words(kind: str, body: dict[str, Any], expected: str) -> None:
+    assert any(fault.startswith(expected) for fault in faults(kind, body)), faults(kind, body)
+
+
+def test_an_upstream_is_shown_with_its_whole_health_checks() -> None:
+    shown = checked("upstreams", {"name": "u"})
+    assert shown["healthchecks"]["active"]["unhealthy"] == {
+        "interval": 0,
+        "http_statuses": [429, 404, 500, 501, 502, 503, 504, 505],
+        "tcp_failures": 0,
+        "timeouts": 0,
+        "http_failures": 0,
+    }
+    assert len(shown["healthchecks"]["passive"]["healthy"]["http_statuses"]) == 19
+    assert shown["healthchecks"]["threshold"] == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "algorithm", "hash_on"),
+    [
+        ({}, "round-robin", "none"),
+        ({"hash_on": "ip"}, "consistent-hashing", "ip"),
+        ({"algorithm": "least-connections", "hash_on": "ip"}, "least-connections", "none"),
+        ({"algorithm": "least-connections"}, "least-connections", "none"),
+    ],
+)
+def test_what_is_hashed_on_and_the_algorithm_decide_each_other(
+    written: dict[str, Any], algorithm: str, hash_on: str
+) -> None:
+    shown = checked("upstreams", {"name": "u", **written})
+    assert (shown["algorithm"], shown["hash_on"]) == (algorithm, hash_on)
+    assert checked("upstreams", shown) == shown
+
+
+def test_a_route_with_an_expression_has_no_fields_of_traditional_ones() -> None:
+    shown = checked("routes", {"expression": 'http.path == "/a"'})
+    assert (shown["priority"], shown["regex_priority"], shown["path_handling"]) == (0, None, None)
+    assert checked("routes", shown) == shown
+    assert checked("routes", {"paths": ["/a"]})["priority"] is None
+
+
+def test_paths_of_grpc_are_not_cut() -> None:
+    assert checked("routes", {"protocols": ["grpc"], "paths": ["/a"]})["strip_path"] is False
+
+
+def admit(kind: str, written: dict[str, Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
+    model: type[Entity] = ENTITY_TYPES[kind].model
+    return model.admit(written, before)
+
+
+def test_a_password_is_kept_as_kong_keeps_it() -> None:
+    digest = hashlib.sha1(f"secret{ID['id']}".encode(), usedforsecurity=False).hexdigest()
+    written = {**CALLER, "username": "u", "password": "secret"}
+    kept = admit("basicauth_credentials", written)
+    assert kept["password"] == digest
+    assert admit("basicauth_credentials", kept, kept) == kept
+    assert admit("basicauth_credentials", {**kept, "skip_hash": True}) == kept
+
+
+def test_an_expired_authority_is_not_taken_in_but_one_that_is_kept_stays() -> None:
+    body = {"cert": certificate_pem("old", authority=True, expired=True)}
+    with pytest.raises(SchemaViolation, match="certificate expired"):
+        admit("ca_certificates", body)
+    assert admit("ca_certificates", body, body) == body
+    assert faults("ca_certificates", body) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'http.path == "/a"',
+        'http.path ^= "/a" && (http.method == "GET" || http.method == "POST")',
+        '!(lower(http.headers.x_kind) == "b") && net.port in 80',
+        "net.src.ip not in 10.0.0.0/8",
+        r'any(http.headers.x) ~ r#"^\d+$"#',
+        'http.path.segments.0 contains "a\\"b"',
+        "net.src.ip in fe80::/10",
+    ],
+)
+def test_a_well_formed_expression_is_taken(text: str) -> None:
+    check_expression(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected a field, found the end at character 1"),
+        ('http.path == "/a', "a text that is not closed at character 14"),
+        ('(http.path == "/a"', "expected ')', found the end"),
+        ("http.path /a", "an unexpected '/' at character 11"),
+        ('http.path "/a"', "expected an operator"),
+        ('http.path == "/a" http.method', "expected '&&', '||' or the end, found 'http.method' at character 19"),
+        ("(" * 100, "nested deeper"),
+    ],
+)
+def test_a_broken_expression_is_refused_with_its_place(text: str, said: str) -> None:
+    with pytest.raises(ExpressionError) as refused:
+        check_expression(text)
+    assert said in str(refused.value)
