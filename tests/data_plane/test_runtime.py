@@ -118,6 +118,19 @@ def test_routes_with_the_same_plugins_share_a_plan() -> None:
         ({"plugins": [{"name": "key-auth", "condition": "true"}]}, "plugins", "condition", "not supported"),
         ({"keyauth_credentials": [{"key": "secret", "consumer": "gone"}]}, "keyauth_credentials", "consumer", "no"),
         ({"services": [{"name": "g", "host": "h", "protocol": "grpc"}]}, "services", "protocol", "grpc"),
+        ({"services": [SERVICE], "upstreams": [{"name": "backend"}]}, "services", "host", "balancing"),
+        (
+            {"services": [SERVICE], "filter_chains": [{"service": "s", "filters": [{"name": "f"}]}]},
+            "filter_chains",
+            "filters",
+            "not supported",
+        ),
+        (
+            {"services": [SERVICE], "routes": [{"name": "e", "expression": 'http.path == "/"', "service": "s"}]},
+            "routes",
+            "expression",
+            "not supported",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_with_entity_and_field(
@@ -129,6 +142,17 @@ def test_what_cannot_run_is_refused_with_entity_and_field(
     assert (error.entity_type, error.field) == (kind, field)
     assert error.entity_id
     assert "secret" not in str(error)
+
+
+def test_kinds_that_traffic_does_not_need_are_left_out_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    workshop = Workshop(Settings(state_dir=Path("/nonexistent")), Client(), Loopback(frozenset()))
+    entities = document(services=[SERVICE], routes=[ROUTE], consumer_groups=[{"name": "a"}, {"name": "b"}])
+    with caplog.at_level("INFO", logger="data_plane.runtime"):
+        runtimes = [build(entities, workshop) for _ in range(2)]
+    assert matched(runtimes[1], "/x") == "r"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the configuration has 2 consumer_groups, which this gateway makes no use of"
+    ]
 
 
 def test_contradictory_ordering_is_refused() -> None:
