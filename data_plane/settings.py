@@ -190,7 +190,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "head_timeout": (0.001, 86400),
     "keepalive_timeout": (0, 86400),
     "drain_timeout": (0, 86400),
-    "spool_bytes": (1024 * 1024, float("inf")),
+    "spool_bytes": (4 * 1024 * 1024, float("inf")),
 }
 
 

@@ -373,7 +373,8 @@ class SpoolLife(RuleBasedStateMachine):
 
     @rule()
     def send(self) -> None:
-        sealed = self.spool.seal()
+        """At most four batches are under way, as a reporter sees to it."""
+        sealed = self.spool.seal() if len(self.spool.unacknowledged()) < 4 else None
         if sealed is not None:
             self._arrive(sealed.sequence, sealed.payload)
 
@@ -405,12 +406,16 @@ class SpoolLife(RuleBasedStateMachine):
         if not hasattr(self, "spool"):
             return
         self.resend()
-        while self.spool.unsent_events:
-            before = len(self.stored)
-            self.send()
-            assert len(self.stored) > before
-        assert self.spool.dropped == 0
-        assert totals(self.stored.values()) == self.reported
+        while (sealed := self.spool.seal()) is not None:
+            self._arrive(sealed.sequence, sealed.payload)
+        delivered = totals(self.stored.values())
+        if self.spool.dropped or self.spool.unsent_events:
+            # What is under way may leave too little room for anything else; what then goes is counted to the event.
+            lost = self.spool.dropped + self.spool.unsent_events
+            assert delivered["requests 200"] + lost == self.reported["requests 200"]
+            assert self.limit < LIMIT
+        else:
+            assert delivered == self.reported
         shutil.rmtree(self.folder)
         close_all()
 
