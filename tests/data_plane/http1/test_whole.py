@@ -6,7 +6,7 @@ from typing import Any
 
 import httptools
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_plane.http1.limits import ClientLimits, ServerLimits
@@ -76,6 +76,7 @@ def message(first: str, lines: list[str], ending: str, body: bytes) -> bytes:
     return ending.join([first, *lines, "", ""]).encode("latin-1") + body
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(
         [
@@ -105,6 +106,7 @@ def test_a_request_is_the_same_whole_and_in_pieces(
     assert requests_in(data) == requests_in(data[:1], data[1:])
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(
         [
