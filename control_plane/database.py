@@ -35,6 +35,10 @@ _REPLICA = "tandem_replica"
 _START_LOCK = 0x7A4D_DE11
 """PostgreSQL's advisory lock under which one replica prepares the database while the others wait."""
 
+_WRITERS = 4
+"""Transactions of this process that write to PostgreSQL at a time. The others wait here, in their order and without a
+connection: fifty that wait for one row's lock would hold the whole pool, and some would wait longer than clients do."""
+
 
 class Database:
     """One database. `reading()` and `writing()` are its units of work."""
@@ -51,7 +55,7 @@ class Database:
         others = {} if self.is_sqlite else {_REPLICA: self.replica}
         self._writers = async_sessionmaker(self._writer_engine, expire_on_commit=False, info=others)
         self._writer: contextlib.AbstractAsyncContextManager[Any] = (
-            asyncio.Lock() if self.is_sqlite else contextlib.nullcontext()
+            asyncio.Lock() if self.is_sqlite else asyncio.Semaphore(_WRITERS)
         )
 
     @contextlib.asynccontextmanager
