@@ -25,7 +25,7 @@ async def list_tags(call: Call) -> Response:
     size, after = read_size(query), _read_offset(query)
     wanted = select(*_ORDER).where(ENTITY_TAGS.c.control_plane_id == call.control_plane_id)
     if (tag := call.request.path_params.get("tag")) is not None:
-        wanted = wanted.where(ENTITY_TAGS.c.tag == tag)
+        wanted = wanted.where(ENTITY_TAGS.c.tag == tag.replace("\x00", ","))  # no tag holds either
     if after is not None:
         wanted = wanted.where(tuple_(*_ORDER) > tuple_(*after))
     async with call.plane.database.reading() as session:
