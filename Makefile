@@ -6,6 +6,8 @@ WIRE := gateway_schema/wire
 PACKAGES := gateway_schema control_plane data_plane cli migrations
 NAME ?= model-based-routing
 ARGS ?=
+# Test files are shared out among this many processes; 0 runs them one after another in one.
+PROCESSES ?= auto
 
 .PHONY: up down test bench lint types proto migrate lock help
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ down: $(VENV)/.installed ## take it all down again
 	@$(VENV)/bin/recipe down $(NAME) $(ARGS)
 
 test: $(VENV)/.tested ## run the whole suite (ARGS="-k name" for a part)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
 
 bench: $(VENV)/.tested ## measure, beside nginx in one run; prints and stores a table (PEERS=1 adds others)
 	@$(PY) -m tests.benchmarks $(ARGS)
