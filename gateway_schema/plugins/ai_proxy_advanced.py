@@ -86,7 +86,10 @@ class AiProxyAdvancedConfig(PluginConfig, NullableRecord):
     protocols: ClassVar = (*HTTP_PROTOCOLS, "ws", "wss")
 
     targets: Annotated[list[Target], Field(min_length=1)] = Field(description="The models that can answer.")
-    balancer: Balancer = Field(default_factory=Balancer)
+    balancer: Balancer = Field(
+        default_factory=Balancer,
+        description="How one of several fitting targets is chosen, and when the next is tried.",
+    )
     llm_format: LlmFormat = Field("openai", description="What clients speak.")
     response_streaming: Literal["allow", "always", "deny"] = Field(
         "allow", description="Whether answers may, must or must not be streamed."

@@ -428,7 +428,7 @@ REFUSED: list[tuple[str, list[Any], dict[str, str]]] = [
         [call("C", method="get", timeout=-1), {"name": "E", "type": "exit", "status": 199}],
         {
             "config.nodes[0].method": "must match the pattern ^[A-Z]+$",
-            "config.nodes[0].timeout": "value must be at least 0",
+            "config.nodes[0].timeout": "value should be between 0 and 2147483646",
             "config.nodes[1].status": "value should be between 200 and 599",
         },
     ),

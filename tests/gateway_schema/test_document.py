@@ -62,7 +62,7 @@ def test_the_url_shorthand_is_spelled_out() -> None:
         ({"_format_version": 3.0}, '_format_version: expected a string: quote it, _format_version: "3.0"'),
         ({"_format_version": "2.1"}, '_format_version: unsupported version "2.1"'),
         ({"servces": []}, "servces: unknown field (did you mean 'services'?)"),
-        ({"upstreams": []}, "upstreams: this kind of entity is not supported yet"),
+        ({"licenses": []}, "licenses: this kind of entity is not supported yet"),
         ({"services": {}}, "services: expected an array"),
         ({"services": ["a"]}, "services[0]: expected a record"),
         ({"services": [{"name": "a", "route": []}]}, "services[0].route: unknown field (did you mean 'routes'?)"),
