@@ -54,7 +54,7 @@ class Store:
         try:
             return str(uuid.UUID(_read_object(path)["id"]))
         except FileNotFoundError:
-            pass
+            pass  # The first start: the id is made below.
         except (KeyError, ValueError, AttributeError, TypeError):
             log.warning("the node's id cannot be read: it gets a new one: %s", facts(file=path))
         made = str(uuid.uuid4())
