@@ -17,6 +17,7 @@ from pathlib import Path
 import uvloop
 
 from data_plane.agent.channel import WorkerChannel
+from data_plane.agent.journal import journals_of
 from data_plane.agent.store import Store
 from data_plane.analytics import Reporter
 from data_plane.errors import ConfigError
@@ -120,7 +121,10 @@ class _Process:
         self._stop = asyncio.Event()
         self._configured = asyncio.Event()
         self._listening = asyncio.Event()
-        self._channel = WorkerChannel(channel_path, index, os.getpid(), self._on_snapshot, self._stop.set)
+        journals = journals_of(settings.state_dir)
+        self._channel = WorkerChannel(
+            channel_path, index, os.getpid(), self._on_snapshot, self._stop.set, journals=journals
+        )
         self._worker = Worker(settings, self._channel, node_id=Store(settings.state_dir).node_id())
 
     async def run(self) -> None:
@@ -138,6 +142,7 @@ class _Process:
             channel.cancel()
             serving.cancel()
             await asyncio.gather(channel, serving, return_exceptions=True)
+            self._channel.close()
 
     async def _serve(self) -> None:
         await self._await_first_snapshot()

@@ -26,8 +26,10 @@ from data_plane.agent import ports
 from data_plane.agent.changes import Applier
 from data_plane.agent.fleet import Fleet, socket_path
 from data_plane.agent.intake import Counts, EventIntake
+from data_plane.agent.journal import journals_of
 from data_plane.agent.link import open_channel
 from data_plane.agent.ports import PortTaken
+from data_plane.agent.recovery import Recovery
 from data_plane.agent.report import Reporter
 from data_plane.agent.spool import Spool
 from data_plane.agent.status import NodeView, StatusApplication, WorkerView
@@ -122,6 +124,7 @@ class Agent:
         self._stop = asyncio.Event()
         intake = EventIntake(self._spool, self._counts, self._arrived)
         self._fleet = Fleet(self._socket, settings.workers, intake.take, self._changed)
+        self._recovery = Recovery(journals_of(settings.state_dir), intake.take, self._connected_workers)
         self._applier = Applier(self._store, self._fleet, self._store.load(), self._emptied)
         self._server = Server(StatusApplication(self))
         self._supervisor: Supervisor | None = None
@@ -182,6 +185,7 @@ class Agent:
         self._listen_to_signals()
         self._begin("workers", self._supervisor.run())
         self._begin("snapshots", self._applier.run())
+        self._begin("journals", self._recovery.run())
         if self._sync is not None and self._reporter is not None:
             self._begin("config stream", self._sync.run())
             self._begin("telemetry stream", self._reporter.run())
@@ -219,6 +223,7 @@ class Agent:
             link.drain()
         await self._supervisor.stop(self._settings.drain_timeout + 2, {link.pid for link in self._fleet.links})
         await self._fleet.until(lambda: not self._fleet.links, self._settings.drain_timeout)
+        await self._recovery.sweep()
         await self._deliver()
         log.info("stopped: %s", facts(unsent_events=self._spool.unsent_events))
 
@@ -257,6 +262,7 @@ class Agent:
 
     def _changed(self) -> None:
         """A worker came, went, or runs something else."""
+        self._recovery.ring()
         if self._sync is not None:
             self._sync.worker_changed()
         if self._supervisor is None or self.draining:
@@ -294,6 +300,9 @@ class Agent:
             log.warning("cannot write agent.json: %s", facts(reason=error.strerror))
 
     # Views.
+
+    def _connected_workers(self) -> set[str]:
+        return {link.worker for link in self._fleet.links}
 
     def _workers(self) -> tuple[WorkerView, ...]:
         """Those that are connected, and those of ours that should be; not those that only finish what they began.

@@ -3,7 +3,7 @@
 What a worker reports is kept here until the agent has written it down: batches get a number when they are first sent
 and are sent again, unchanged, after every reconnection, so that the agent can tell a repetition. A worker whose agent
 died goes on serving and knocks at the same path until the next agent opens; meanwhile up to `limit` events wait in
-memory, and what exceeds them is folded, oldest first.
+memory, and what exceeds them is folded, oldest first. A worker that dies with its agent leaves a journal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from data_plane.agent import framing
 from data_plane.agent.fold import Fold
-from data_plane.agent.framing import FrameError, Kind
+from data_plane.agent.framing import BATCH_BYTES, BATCH_EVENTS, FrameError, Kind
+from data_plane.agent.journal import Journal, path_of
 from data_plane.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ means refused: the worker runs what it ran before."""
 OnDrain = Callable[[], None]
 """Called, at most once, when the worker is to finish its exchanges and exit. It must return at once."""
 
-BATCH_EVENTS = 500
-BATCH_BYTES = 256 * 1024
 BATCH_DELAY = 0.02
 """Seconds that an event waits for company."""
 WINDOW = 8
@@ -43,11 +42,19 @@ class WorkerChannel:
     """Reports events to the agent and hears from it which snapshot to run.
 
     Start `run` as a task once the worker listens; `report` may be called from the beginning. To end: `await flush(…)`,
-    then cancel the task.
+    cancel the task, `close`. `journals` is the folder for the worker's journal; None keeps none.
     """
 
     def __init__(
-        self, path: Path, index: int, pid: int, on_snapshot: OnSnapshot, on_drain: OnDrain, *, limit: int = 20_000
+        self,
+        path: Path,
+        index: int,
+        pid: int,
+        on_snapshot: OnSnapshot,
+        on_drain: OnDrain,
+        *,
+        limit: int = 20_000,
+        journals: Path | None = None,
     ) -> None:
         self.version = 0
         """Of the snapshot in force; 0 when there is none."""
@@ -69,6 +76,9 @@ class WorkerChannel:
         self._unacknowledged: OrderedDict[int, bytes] = OrderedDict()
         self._last_number = 0
         self._dropped_sent = 0
+        self._gone = 0
+        """Events that no longer wait: they are in a batch, or folded."""
+        self._journal = _journal(journals, self._worker)
         self._writer: asyncio.StreamWriter | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stalled = False
@@ -80,9 +90,13 @@ class WorkerChannel:
         """Hand over one serialised RequestEvent. Never blocks, never raises."""
         waiting = self._waiting
         waiting.append(event)
+        if self._journal is not None:
+            self._journal.add(event)
         self._empty.clear()
-        if len(waiting) > self._limit and not self._fold.add_serialised(waiting.popleft()):
-            self.dropped += 1
+        if len(waiting) > self._limit:
+            self._gone += 1
+            if not self._fold.add_serialised(waiting.popleft()):
+                self.dropped += 1
         if self._timer is None and self._writer is not None:
             self._timer = asyncio.get_running_loop().call_later(BATCH_DELAY, self._send_waiting)
 
@@ -95,6 +109,12 @@ class WorkerChannel:
         except TimeoutError:
             return False
         return True
+
+    def close(self) -> None:
+        """Let go of the journal: it stays if it holds what no agent has written down."""
+        if self._journal is not None:
+            self._journal.close(remove=self._empty.is_set())
+            self._journal = None
 
     async def run(self) -> None:
         """Stay connected, for ever: ends by cancellation only."""
@@ -223,7 +243,10 @@ class WorkerChannel:
             if self._stalled:
                 return
             self._last_number += 1
+            first = self._gone + 1
             frame = self._next_batch(self._last_number)
+            if self._journal is not None:
+                self._journal.mark(self._last_number, first, self._gone)
             self._unacknowledged[self._last_number] = frame
             self._writer.write(frame)
 
@@ -248,6 +271,7 @@ class WorkerChannel:
             event = waiting.popleft()
             events.append(event)
             room -= len(event)
+        self._gone += len(events)
         dropped = self.dropped - self._dropped_sent
         self._dropped_sent = self.dropped
         return framing.encode_events(number, count + len(events), dropped, framing.batch_of(events, deltas))
@@ -255,6 +279,8 @@ class WorkerChannel:
     def _acknowledged(self, number: int) -> None:
         while self._unacknowledged and next(iter(self._unacknowledged)) <= number:
             self._unacknowledged.popitem(last=False)
+        if self._journal is not None:
+            self._journal.acknowledged(number)
         if self._stalled:
             self._stalled = False
             self._send_waiting()
@@ -265,6 +291,16 @@ class WorkerChannel:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _journal(folder: Path | None, worker: str) -> Journal | None:
+    if folder is None:
+        return None
+    try:
+        return Journal(path_of(folder, worker))
+    except OSError as error:
+        log.warning("no journal: a worker that dies together with its agent will lose events: %s", error.strerror)
+        return None
 
 
 def _integer(values: dict[str, Any], name: str) -> int:

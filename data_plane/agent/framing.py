@@ -24,6 +24,10 @@ import orjson
 MAX_FRAME = 16 * 1024 * 1024
 """Bytes of kind and payload; a longer announcement means that the peer does not speak this protocol."""
 
+BATCH_EVENTS = 500
+BATCH_BYTES = 256 * 1024
+"""What a batch of events holds at the most; a single event may be larger."""
+
 _LENGTH = struct.Struct(">I")
 EVENTS_HEADER = struct.Struct(">QIQ")
 """Batch number, events in it (folded ones included), events the worker lost since its previous batch."""

@@ -12,8 +12,9 @@ import logging
 import time
 from typing import Any
 
+from data_plane.agent.framing import BATCH_BYTES, BATCH_EVENTS
 from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, first_to_end, greet, read, reason_of
-from data_plane.agent.spool import BATCH_BYTES, BATCH_EVENTS, Sealed, Spool, SpoolError
+from data_plane.agent.spool import Sealed, Spool, SpoolError
 from data_plane.logs import facts
 from data_plane.settings import VERSION
 from gateway_schema.wire import analytics_pb2 as pb

@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_plane.agent.framing import BATCH_BYTES, BATCH_EVENTS
 from data_plane.agent.segments import Kind, SegmentWriter, numbers_in, sync_folder
 from data_plane.agent.spool_files import Piece, SegmentRow
 from data_plane.agent.spool_state import Intake, Position, Seal, State, pack_acknowledgement, replay
@@ -32,9 +33,6 @@ from data_plane.logs import facts
 from gateway_schema.wire import analytics_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-BATCH_EVENTS = 500
-BATCH_BYTES = 256 * 1024
 
 
 class SpoolError(Exception):

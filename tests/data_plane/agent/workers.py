@@ -15,11 +15,13 @@ class FakeWorker:
 
     refuses = b"refused"
 
-    def __init__(self, path: Path, index: int = 0, *, limit: int = 20_000) -> None:
+    def __init__(self, path: Path, index: int = 0, *, limit: int = 20_000, journals: Path | None = None) -> None:
         self.ran: list[tuple[int, bytes]] = []
         self.drained = asyncio.Event()
         self.hold: asyncio.Event | None = None
-        self.channel = WorkerChannel(path, index, os.getpid(), self._apply, self.drained.set, limit=limit)
+        self.channel = WorkerChannel(
+            path, index, os.getpid(), self._apply, self.drained.set, limit=limit, journals=journals
+        )
         self.task = asyncio.create_task(self.channel.run())
 
     async def _apply(self, version: int, hash_: str, path: Path) -> None:
@@ -37,3 +39,4 @@ class FakeWorker:
     async def stop(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+        self.channel.close()
