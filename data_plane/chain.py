@@ -97,11 +97,15 @@ class Proceeding(Protocol):
 
 
 class Plan:
-    """What happens on one route: its slots in order, linked into a chain, and the upstream at the end."""
+    """What happens on one route: its slots in order, linked into a chain, and the upstream at the end.
 
-    __slots__ = ("first", "log_slots", "slots", "upstream")
+    `bounds`: the plugins that the slots were made of.
+    """
 
-    def __init__(self, slots: Sequence[Slot], upstream: Upstream | None) -> None:
+    __slots__ = ("bounds", "first", "log_slots", "slots", "upstream")
+
+    def __init__(self, slots: Sequence[Slot], upstream: Upstream | None, bounds: Sequence[Bound] = ()) -> None:
+        self.bounds = tuple(bounds)
         self.slots = tuple(slots)
         self.upstream = upstream
         self.log_slots = _log_slots(slots)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 
 from data_plane import chain
 from data_plane.analytics import Reporter, event_of
@@ -20,7 +21,7 @@ from data_plane.http1.server import Sent
 from data_plane.log_record import log_record
 from data_plane.messages import Headers, Request, Response
 from data_plane.router import Match
-from data_plane.runtime import Runtime, Workshop
+from data_plane.runtime import Runtime, Workshop, close_handlers
 from data_plane.upstream import SERVER, VIA
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class Pipeline:
         self._trusted = TrustedPeers(settings.trusted_ips)
         self._shows_debug = settings.allow_debug_header
         self._retired: set[Runtime] = set()
+        self._holders: Counter[chain.Bound] = Counter()
+        """How many runtimes, in force or with exchanges under way, a plugin serves in."""
         self._closing: set[asyncio.Task[None]] = set()
         workshop.loopback.attach(self)
 
@@ -93,19 +96,24 @@ class Pipeline:
     def swap(self, runtime: Runtime) -> None:
         """From now on, exchanges begin on `runtime`; the old one ends with its last."""
         old, self.runtime = self.runtime, runtime
+        self._holders.update(runtime.plugins)
         self._retired.add(old)
         if not old.exchanges:
             self._close(old)
 
     async def close(self) -> None:
         """Close the runtime in force and wait until all replaced ones are."""
-        await self.runtime.close()
-        if self._closing:
-            await asyncio.wait(self._closing)
+        self._close(self.runtime)
+        await asyncio.wait(self._closing)
 
     def _close(self, runtime: Runtime) -> None:
         self._retired.discard(runtime)
-        task = asyncio.get_running_loop().create_task(runtime.close(), name=f"close runtime {runtime.version}")
+        self._holders.subtract(runtime.plugins)
+        orphans = [bound for bound in runtime.plugins if not self._holders[bound]]
+        for bound in orphans:
+            del self._holders[bound]
+        closing = close_handlers(orphans)
+        task = asyncio.get_running_loop().create_task(closing, name=f"close runtime {runtime.version}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

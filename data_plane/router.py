@@ -9,6 +9,8 @@ Walking 10,000 rules would cost milliseconds, so rules lie in buckets by (what t
 looks into the few buckets that its path's beginnings and its host's spellings name; each lies in order of rank, and
 is left where it cannot beat the best rule found. Verdicts are remembered under the attributes that the rules look at.
 
+Rules and buckets never change once they are made, so a router that follows another takes over those that still hold.
+
 Source: `reference/gateway.md` §2.2–2.8.
 """
 
@@ -107,7 +109,11 @@ class Rule:
     prefixes: tuple[str, ...]
     patterns: tuple[tuple[str, re.Pattern[str]], ...]
     """Each with the plain text its matches begin with."""
-    rank: int = 0
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """Of two rules that match, the one with the greater rank wins."""
+        return self.priority, self.id
 
     def accepts(self, question: Question) -> bool:
         """Whether all criteria other than the path hold."""
@@ -143,15 +149,24 @@ class Question:
 
 
 class Router:
-    """All routes of one configuration. Raises ConfigError for a route that cannot be compiled."""
+    """All routes of one configuration. Raises ConfigError for a route that cannot be compiled.
 
-    def __init__(self, routes: Iterable[Route], services: Mapping[str, Service]) -> None:
-        rules = [rule for route in routes for rule in _rules_of(route, services)]
-        rules.sort(key=lambda rule: (rule.priority, rule.id), reverse=True)
-        for rank, rule in enumerate(rules):
-            rule.rank = rank
-        self.rules: Sequence[Rule] = rules
-        self._index = _Index(rules)
+    `former` is the router of the configuration before: routes that are the same objects, of services that are, need
+    not be compiled again.
+    """
+
+    def __init__(self, routes: Iterable[Route], services: Mapping[str, Service], former: Router | None = None) -> None:
+        known: Mapping[str, _Compiled] = former._compiled if former is not None else {}
+        self._compiled: dict[str, _Compiled] = {
+            str(route.id): _compiled(route, services, known.get(str(route.id))) for route in routes
+        }
+        if former is None:
+            self._index = _Index().changed((), self.rules)
+        else:
+            gone = [each for name, each in known.items() if self._compiled.get(name) is not each]
+            come = [each for name, each in self._compiled.items() if known.get(name) is not each]
+            self._index = former._index.changed(_rules_in(gone), _rules_in(come))
+        rules = self.rules
         self._uses_method = any(rule.methods for rule in rules)
         self._uses_host = any(rule.hosts for rule in rules)
         self._uses_port = any(host.port is not None for rule in rules for host in rule.hosts)
@@ -163,6 +178,11 @@ class Router:
         """Than at path and method: so it is with most configurations."""
         self._found_quickly: dict[tuple[str, str], Match] = {}
         """By path and method, where nothing else matters; emptied when it is full."""
+
+    @property
+    def rules(self) -> list[Rule]:
+        """In no particular order."""
+        return _rules_in(self._compiled.values())
 
     def match(self, request: Request, *, scheme: str = "http", port: int = 80, sni: str = "") -> Match | None:
         """The route for a request. `port` is the listener's, used when the Host header names none.
@@ -230,7 +250,7 @@ class Router:
         best: tuple[Rule, tuple[str, re.Match[str] | None]] | None = None
         for bucket in self._index.buckets(path, question.host, question.headers):
             for rule in bucket:
-                if best is not None and rule.rank >= best[0].rank:
+                if best is not None and rule.rank <= best[0].rank:
                     break
                 if rule.accepts(question) and (matched := rule.match_path(path)) is not None:
                     best = (rule, matched)
@@ -250,20 +270,50 @@ class Router:
 _NO_HEADERS: RequestHeaders = {}
 
 
-class _Index:
-    """Rules by what their paths begin with and by host, each bucket in order of rank."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Compiled:
+    """A route's rules, and what they were made of."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        self._buckets: dict[tuple[str, str], _Bucket] = {}
-        self._host_names: set[str] = set()
-        for rule in rules:
-            hosts = {host.key for host in rule.hosts} or {""}
-            starts = set(rule.prefixes) or {literal for literal, _ in rule.patterns} or {""}
-            for start in starts:
-                for host in hosts:
-                    self._buckets.setdefault((start, host), _Bucket()).add(rule)
-            self._host_names |= hosts - {""}
+    route: Route
+    service: Service | None
+    rules: Sequence[Rule]
+
+
+def _compiled(route: Route, services: Mapping[str, Service], known: _Compiled | None) -> _Compiled:
+    service = services.get(route.service.id or "") if route.service is not None else None
+    if known is not None and known.route is route and known.service is service:
+        return known
+    return _Compiled(route, service, _rules_of(route, service))
+
+
+def _rules_in(compiled: Iterable[_Compiled]) -> list[Rule]:
+    return [rule for each in compiled for rule in each.rules]
+
+
+_Key = tuple[str, str]
+"""What a path begins with, and a host's spelling; either may be empty."""
+
+
+class _Index:
+    """Rules by what their paths begin with and by host."""
+
+    def __init__(self, buckets: Mapping[_Key, _Bucket] | None = None) -> None:
+        self._buckets = buckets or {}
+        self._host_names = {host for _, host in self._buckets} - {""}
         self._lengths = sorted({len(start) for start, _ in self._buckets})
+
+    def changed(self, gone: Iterable[Rule], come: Iterable[Rule]) -> _Index:
+        """Another index, without some rules and with others; it shares the buckets that they do not concern."""
+        less, more = _by_key(gone), _by_key(come)
+        buckets = dict(self._buckets)
+        for key in less.keys() | more.keys():
+            former = buckets.pop(key, None)
+            leaving = set(map(id, less.get(key, ())))
+            rules = [rule for rule in former.all if id(rule) not in leaving] if former is not None else []
+            rules += more.get(key, ())
+            if rules:
+                buckets[key] = _Bucket(rules)
+        return _Index(buckets)
 
     def buckets(self, path: str, host: str, headers: RequestHeaders) -> Iterable[Sequence[Rule]]:
         hosts = ["", *(key for key in _host_keys(host) if key in self._host_names)] if self._host_names else [""]
@@ -278,15 +328,18 @@ class _Index:
 
 
 class _Bucket:
-    """Rules with the same beginning of the path and the same host; those that ask for a header's value by that."""
+    """Rules with the same beginning of the path and the same host, by rank; apart, those that ask for a header."""
 
-    __slots__ = ("_by_header", "_others")
+    __slots__ = ("_by_header", "_others", "all")
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.all = sorted(rules, key=lambda rule: rule.rank, reverse=True)
         self._others: list[Rule] = []
         self._by_header: dict[str, dict[str, list[Rule]]] = {}
+        for rule in self.all:
+            self._add(rule)
 
-    def add(self, rule: Rule) -> None:
+    def _add(self, rule: Rule) -> None:
         exact = next((header for header in rule.headers if not header.patterns), None)
         if exact is None:
             self._others.append(rule)
@@ -301,6 +354,16 @@ class _Bucket:
                 if value in by_value:
                     yield by_value[value]
         yield self._others
+
+
+def _by_key(rules: Iterable[Rule]) -> dict[_Key, list[Rule]]:
+    found: dict[_Key, list[Rule]] = {}
+    for rule in rules:
+        starts = set(rule.prefixes) or {literal for literal, _ in rule.patterns} or {""}
+        for start in starts:
+            for host in {host.key for host in rule.hosts} or {""}:
+                found.setdefault((start, host), []).append(rule)
+    return found
 
 
 @lru_cache(maxsize=512)
@@ -334,10 +397,9 @@ def _verdict(rule: Rule, path: str, prefix: str, found: re.Match[str] | None) ->
     return Match(rule.route, rule.service, path, prefix, paths.escape(upstream), captures, named)
 
 
-def _rules_of(route: Route, services: Mapping[str, Service]) -> list[Rule]:
+def _rules_of(route: Route, service: Service | None) -> list[Rule]:
     if not HTTP_PROTOCOLS & set(route.protocols):
         return []
-    service = services.get(route.service.id or "") if route.service is not None else None
     groups: dict[int, list[str]] = {}
     for path in route.paths or ():
         groups.setdefault(-1 if path.startswith("~") else len(path.encode()), []).append(path)

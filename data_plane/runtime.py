@@ -1,8 +1,11 @@
 """A document, compiled: everything an exchange needs, immutable, swapped as a whole.
 
 `Runtime.build` checks and makes all of it aside and raises ConfigError for the first thing that cannot run; the old
-runtime serves until then and after a failure. An exchange takes the runtime once and finishes on it; a runtime that was
-replaced is closed when its last exchange has ended.
+runtime serves until then and after a failure. An exchange takes the runtime once and finishes on it.
+
+A runtime that follows another takes over what did not change: entities that are the same objects in both documents
+keep their rules, handlers and plans. So handlers may serve in several runtimes at once; one is closed when the last
+exchange of the last of these has ended (`Pipeline`).
 """
 
 from __future__ import annotations
@@ -58,13 +61,13 @@ class Workshop:
 class Runtime:
     """One configuration at work. Made by `build`, or `empty` before there is any."""
 
-    def __init__(self, router: Router, plans: Mapping[str, Plan], unrouted: Plan, plugins: Sequence[Bound]) -> None:
-        self.router = router
+    def __init__(self, parts: _Parts, plans: Mapping[str, Plan], unrouted: Plan) -> None:
+        self.parts = parts
+        self.router = parts.router
         self.plans = plans
         """By route id."""
         self.unrouted = unrouted
         """For requests without a route: only the log phase of global plugins."""
-        self.plugins = tuple(plugins)
         self.version = 0
         """Of the snapshot it was built from."""
         self.exchanges = 0
@@ -73,29 +76,56 @@ class Runtime:
     @classmethod
     def empty(cls) -> Runtime:
         """Before any configuration: nothing matches."""
-        return cls(Router([], {}), {}, Plan([], None), [])
+        return cls(_Parts(Document("", {}), Router([], {}), _Directory((), ()), {}, {}), {}, Plan([], None))
 
     @classmethod
-    def build(cls, document: Document, workshop: Workshop) -> Runtime:
-        """Compile a document. Raises ConfigError naming the entity and the field at fault."""
-        return _Builder(document, workshop).build()
+    def build(cls, document: Document, workshop: Workshop, former: Runtime | None = None) -> Runtime:
+        """Compile a document. Raises ConfigError naming the entity and the field at fault.
 
-    async def close(self) -> None:
-        """Close what handlers hold. Called once no exchange uses this runtime any more."""
-        for bound in self.plugins:
-            close = getattr(bound.handler, "close", None)
-            if close is None:
-                continue
-            try:
-                await close()
-            except Exception:
-                log.exception("closing plugin %s (%s) failed", bound.name, bound.id)
+        `former` is a runtime from the same workshop; the result behaves as if there were none.
+        """
+        return _Builder(document, workshop, former or cls.empty()).build()
+
+    @property
+    def document(self) -> Document:
+        """What it was built of."""
+        return self.parts.document
+
+    @property
+    def plugins(self) -> tuple[Bound, ...]:
+        return tuple(bound for _, bound in self.parts.plugins.values())
+
+
+async def close_handlers(plugins: Iterable[Bound]) -> None:
+    """Close what handlers hold. For those that no exchange can meet any more."""
+    for bound in plugins:
+        close = getattr(bound.handler, "close", None)
+        if close is None:
+            continue
+        try:
+            await close()
+        except Exception:
+            log.exception("closing plugin %s (%s) failed", bound.name, bound.id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """What a runtime is made of, each part with the entity that it was made of, for the runtime that follows."""
+
+    document: Document
+    router: Router
+    directory: _Directory
+    plugins: Mapping[str, tuple[Plugin, Bound]]
+    """By plugin id."""
+    upstreams: Mapping[str, tuple[Service, ServiceUpstream]]
+    """By service id."""
 
 
 class _Builder:
-    def __init__(self, document: Document, workshop: Workshop) -> None:
+    def __init__(self, document: Document, workshop: Workshop, former: Runtime) -> None:
         self._workshop = workshop
         self._document = document
+        self._former = former
         self._services = {str(service.id): service for service in document.of("services") if service.enabled}
         self._declared = {kind: {entity.id for entity in document.of(kind)} for kind in ("services", "routes")}
         self._routes = [route for route in document.of("routes") if self._is_served(route)]
@@ -103,13 +133,32 @@ class _Builder:
 
     def build(self) -> Runtime:
         self._check_unserved()
-        router = Router(self._routes, self._services)
-        directory = _Directory(self._document.of("consumers"), self._document.of("keyauth_credentials"))
-        plugins = [self._bind(plugin, directory) for plugin in self._document.of("plugins") if self._is_active(plugin)]
-        upstreams = {name: self._upstream(service) for name, service in self._services.items()}
-        everywhere = [bound for bound in plugins if not (bound.service_id or bound.route_id or bound.consumer_id)]
+        known = self._former.parts
+        router = Router(self._routes, self._services, known.router)
+        directory = self._directory()
+        plugins = {
+            str(plugin.id): (plugin, self._bound(plugin, directory))
+            for plugin in self._document.of("plugins")
+            if self._is_active(plugin)
+        }
+        upstreams = {name: (service, self._upstream(service)) for name, service in self._services.items()}
+        parts = _Parts(self._document, router, directory, plugins, upstreams)
+        bounds = [bound for _, bound in plugins.values()]
+        everywhere = [bound for bound in bounds if not (bound.service_id or bound.route_id or bound.consumer_id)]
         unrouted = Plan(self._slots(everywhere, None), None)
-        return Runtime(router, self._plans(plugins, upstreams), unrouted, plugins)
+        return Runtime(parts, self._plans(bounds, upstreams), unrouted)
+
+    def _directory(self) -> _Directory:
+        consumers, credentials = self._document.of("consumers"), self._document.of("keyauth_credentials")
+        known = self._former.parts.directory
+        return known if known.made_of(consumers, credentials) else _Directory(consumers, credentials)
+
+    def _bound(self, plugin: Plugin, directory: _Directory) -> Bound:
+        """A handler knows the consumers, so it stays only as long as they do."""
+        known = self._former.parts.plugins.get(str(plugin.id))
+        if known is not None and known[0] is plugin and self._former.parts.directory is directory:
+            return known[1]
+        return self._bind(plugin, directory)
 
     # Which entities exist for traffic.
 
@@ -211,7 +260,9 @@ class _Builder:
 
     # Routes.
 
-    def _plans(self, plugins: Sequence[Bound], upstreams: Mapping[str, ServiceUpstream]) -> dict[str, Plan]:
+    def _plans(
+        self, plugins: Sequence[Bound], upstreams: Mapping[str, tuple[Service, ServiceUpstream]]
+    ) -> dict[str, Plan]:
         """One plan per route; routes with the same plugins and service share theirs."""
         by_route = _group(plugins, lambda bound: bound.route_id)
         by_service = _group((bound for bound in plugins if not bound.route_id), lambda bound: bound.service_id)
@@ -224,11 +275,17 @@ class _Builder:
                 plans[route_id] = shared[service_id]
                 continue
             wider = [*by_service.get("", ()), *(by_service.get(service_id, ()) if service_id else ())]
-            plan = Plan(self._slots([*wider, *own], route), upstreams.get(service_id))
-            plans[route_id] = plan
+            upstream = upstreams[service_id][1] if service_id in upstreams else None
+            plan = plans[route_id] = self._plan(route, (*wider, *own), upstream)
             if not own:
                 shared[service_id] = plan
         return plans
+
+    def _plan(self, route: Route, bounds: tuple[Bound, ...], upstream: ServiceUpstream | None) -> Plan:
+        known = self._former.plans.get(str(route.id))
+        if known is not None and known.bounds == bounds and known.upstream is upstream:
+            return known
+        return Plan(self._slots(bounds, route), upstream, bounds)
 
     def _slots(self, plugins: Sequence[Bound], route: Route | None) -> list[Slot]:
         try:
@@ -241,6 +298,9 @@ class _Builder:
 
     def _upstream(self, service: Service) -> ServiceUpstream:
         workshop = self._workshop
+        known = self._former.parts.upstreams.get(str(service.id))
+        if known is not None and known[0] is service:
+            return known[1]
         if service.protocol not in _PROXIED:
             raise _fault("services", service, "protocol", f"{service.protocol} services cannot be proxied yet")
         for name in ("client_certificate", "ca_certificates", "tls_sans"):
@@ -252,7 +312,8 @@ class _Builder:
 class _Directory:
     """Consumers by id, username and custom id; credentials by key."""
 
-    def __init__(self, consumers: Iterable[Consumer], credentials: Iterable[KeyAuthCredential]) -> None:
+    def __init__(self, consumers: Sequence[Consumer], credentials: Sequence[KeyAuthCredential]) -> None:
+        self._sources = (consumers, credentials)
         self.consumers: dict[str, Consumer] = {}
         for consumer in consumers:
             if consumer.username:
@@ -265,6 +326,10 @@ class _Directory:
                 raise _fault("keyauth_credentials", credential, "consumer", f"no consumer {credential.consumer.id}")
             if credential.key:
                 self.by_key[_wire(credential.key)] = (owner, credential)
+
+    def made_of(self, consumers: Sequence[Consumer], credentials: Sequence[KeyAuthCredential]) -> bool:
+        """Whether it was made of these very sequences."""
+        return self._sources[0] is consumers and self._sources[1] is credentials
 
 
 def _wire(key: str) -> str:

@@ -331,16 +331,23 @@ class TestSwap:
         async def answer(request: Request) -> Response:
             return Response(200, body=pieces())
 
-        async with service(answer) as backend, gateway(proxy(backend.url)) as node:
+        def configuration(backend: str, key_name: str) -> bytes:
+            return document(
+                services=[{"name": "s", "url": backend}],
+                routes=[{"name": "r", "paths": ["/a"], "service": "s"}, {"name": "other", "paths": ["/b"]}],
+                plugins=[{"name": "key-auth", "config": {"key_names": [key_name]}, "route": "other"}],
+            )
+
+        async with service(answer) as backend, gateway(configuration(backend.url, "old")) as node:
             response = await node.open("GET", "/a")
-            old = node.worker.pipeline.runtime
+            (plugin,) = node.worker.pipeline.runtime.plugins
             closed = asyncio.Event()
 
             async def close() -> None:
                 closed.set()
 
-            old.close = close  # type: ignore[method-assign]
-            await node.apply(proxy(backend.url), 2)
+            plugin.handler.close = close  # type: ignore[attr-defined]
+            await node.apply(configuration(backend.url, "new"), 2)
             assert (await node.send("GET", "/nowhere")).status == 404
             assert not closed.is_set()
             gate.set()

@@ -10,7 +10,7 @@ from data_plane.errors import ConfigError
 from data_plane.http1.client import Client
 from data_plane.loopback import Loopback
 from data_plane.messages import BufferedBody, Headers, Request
-from data_plane.runtime import Runtime, Workshop
+from data_plane.runtime import Runtime, Workshop, close_handlers
 from data_plane.settings import Settings
 from tests.data_plane.builders import document, entity_id
 
@@ -189,6 +189,6 @@ async def test_closing_goes_on_after_a_handler_that_fails(caplog: pytest.LogCapt
 
     runtime.plugins[0].handler.close = fail  # type: ignore[attr-defined]
     runtime.plugins[1].handler.close = succeed  # type: ignore[attr-defined]
-    await runtime.close()
+    await close_handlers(runtime.plugins)
     assert closed == ["a", "b"]
     assert "closing plugin key-auth" in caplog.text
