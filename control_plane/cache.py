@@ -1,8 +1,11 @@
-"""The current snapshot of each control plane: built once per quiet moment, compressed once, shared by all streams.
+"""The current snapshot of each control plane: built once per quiet moment, packed once, shared by all streams.
 
 `refresh` is for who has just committed and wants to know the snapshot that holds it; `touch` is for a flurry of small
 writes; `watch` waits for a snapshot other than the one a node has. A build that began before a commit does not count
 for it: `refresh` numbers the wishes, and a build answers only those that were made before it started to read.
+
+Of former snapshots only the steps from each to the next are kept, as far as they are small. A node that has one of them
+gets a delta, over as many steps as it takes; any other node gets all of it.
 """
 
 from __future__ import annotations
@@ -12,18 +15,21 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
-import orjson
 import zstandard
 
 from control_plane.errands import Errands
+from gateway_schema.delta import Catalogue, Changes, Delta, changes_between, combined, delta_of, size_of
 
 _log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
-HISTORY = 8
+MAX_DELTA_BYTES = 256 * 1024
+"""A larger delta costs more than it spares: it is not compressed, and every stream serialises its own."""
+MAX_STEPS = 256
+MAX_STEP_BYTES = 1 << 20
+"""What all steps of a control plane may take together: combining them must not take long."""
 QUIET_SECONDS = 0.02
 PATIENCE_SECONDS = 0.25
 """A flurry that never pauses is built this long after its first change at the latest."""
@@ -40,39 +46,95 @@ class Snapshot(Protocol):
     def hash(self) -> str: ...
     @property
     def payload(self) -> bytes: ...
+    @property
+    def catalogue(self) -> Catalogue: ...
+    @property
+    def plugins(self) -> frozenset[str]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From a former snapshot to the next one."""
+
+    version: int
+    hash: str
+    """Version and hash of the former one."""
+    changes: Changes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A delta, and the snapshot that it starts from."""
+
+    version: int
+    hash: str
+    delta: Delta
+
+
 class Parcel:
-    """A snapshot made ready for the wire."""
+    """A snapshot with what the wire needs of it; each form is made when it is first asked for, and once."""
 
-    snapshot: Snapshot
-    parts: tuple[bytes, ...]
-    """The zstd-compressed payload, cut into pieces of at most 1 MiB."""
+    def __init__(self, snapshot: Snapshot, steps: tuple[Step, ...] = ()) -> None:
+        """`steps` lead here, the last one from the snapshot before this one."""
+        self.snapshot = snapshot
+        self._steps = steps
+        self._packing = asyncio.Lock()
+        self._parts: tuple[bytes, ...] | None = None
+        self._ways: dict[str, Way | None] = {}
 
-    @cached_property
+    @property
     def plugins(self) -> frozenset[str]:
         """Names of the plugins that the configuration uses and that are switched on."""
-        document = orjson.loads(self.snapshot.payload)
-        rows = document.get("entities", {}).get("plugins", ())
-        return frozenset(row["name"] for row in rows if row.get("enabled", True))
+        return self.snapshot.plugins
+
+    async def parts(self) -> tuple[bytes, ...]:
+        """The zstd-compressed payload, cut into pieces of at most 1 MiB."""
+        async with self._packing:
+            if self._parts is None:
+                self._parts = await asyncio.to_thread(_packed, self.snapshot.payload)
+            return self._parts
+
+    def way_from(self, known_hash: str) -> Way | None:
+        """The delta from a former snapshot; None when that one is not known, or the whole is hardly larger."""
+        # Of several with equal content the newest: fewer steps lead to the same.
+        places = (place for place in reversed(range(len(self._steps))) if self._steps[place].hash == known_hash)
+        place = next(places, None)
+        if place is None:
+            return None
+        if known_hash not in self._ways:
+            self._ways[known_hash] = self._way(self._steps[place:])
+        return self._ways[known_hash]
+
+    def _way(self, steps: tuple[Step, ...]) -> Way | None:
+        changes = combined(step.changes for step in steps)
+        if size_of(changes) > min(MAX_DELTA_BYTES, len(self.snapshot.payload) // 2):
+            return None
+        return Way(steps[0].version, steps[0].hash, delta_of(changes))
+
+    def next(self, snapshot: Snapshot) -> Parcel:
+        """The parcel of the snapshot that follows this one."""
+        changes = changes_between(self.snapshot.catalogue, snapshot.catalogue)
+        if changes is None:
+            return Parcel(snapshot)
+        steps = deque((*self._steps, Step(self.snapshot.version, self.snapshot.hash, changes, size_of(changes))))
+        total = sum(step.size for step in steps)
+        while len(steps) > MAX_STEPS or total > MAX_STEP_BYTES:
+            total -= steps.popleft().size
+        return Parcel(snapshot, tuple(steps))
 
 
 @dataclass(slots=True)
 class _Entry:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    history: deque[Parcel] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    current: Parcel | None = None
     wanted: int = 0
     built: int = 0
     covered: int = -1
     """The version that the last build read; `current` may be older, for equal hashes keep the older one."""
     last_touch: float = 0.0
     toucher: asyncio.Task[None] | None = None
-
-    @property
-    def current(self) -> Parcel | None:
-        return self.history[-1] if self.history else None
 
 
 class SnapshotCache:
@@ -112,11 +174,6 @@ class SnapshotCache:
             await self._entry(control_plane_id).changed.wait()
             parcel = await self.get(control_plane_id)
         return parcel
-
-    def history(self, control_plane_id: str) -> tuple[Parcel, ...]:
-        """The last few snapshots, oldest first."""
-        entry = self._entries.get(control_plane_id)
-        return tuple(entry.history) if entry else ()
 
     def served(self) -> dict[str, int]:
         """The control planes that anybody ever asked for, each with the version that its last build read."""
@@ -169,13 +226,13 @@ class SnapshotCache:
         snapshot = await self._load(control_plane_id)
         known = entry.current
         if known is None or known.snapshot.hash != snapshot.hash:
-            known = await asyncio.to_thread(_pack, snapshot)
+            known = await asyncio.to_thread(known.next, snapshot) if known is not None else Parcel(snapshot)
         entry.covered = snapshot.version
         return known
 
     @staticmethod
     def _set(entry: _Entry, parcel: Parcel) -> None:
-        entry.history.append(parcel)
+        entry.current = parcel
         woken, entry.changed = entry.changed, asyncio.Event()
         woken.set()
 
@@ -197,9 +254,6 @@ class SnapshotCache:
             deadline = clock() + PATIENCE_SECONDS
 
 
-def _pack(snapshot: Snapshot) -> Parcel:
-    data = zstandard.ZstdCompressor(level=3).compress(snapshot.payload)
-    parts = tuple(data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES))
-    parcel = Parcel(snapshot, parts or (b"",))
-    _ = parcel.plugins  # read here, once and off the loop
-    return parcel
+def _packed(payload: bytes) -> tuple[bytes, ...]:
+    data = zstandard.ZstdCompressor(level=3).compress(payload)
+    return tuple(data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)) or (b"",)

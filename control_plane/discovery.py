@@ -7,6 +7,11 @@ a slow node gets the newest, skips those between, and delays no other. Each send
 nonce is about something that no longer matters and changes nothing. A refused snapshot is not sent again: the next
 change is.
 
+What a node is known to run decides how the next one is sent: as a delta from there, when the cache knows the way and it
+is short, or else whole. A node that can do nothing with a delta (it runs something else by now, or the result has
+another hash) says so in its NACK and gets the whole at once; that is no rejection. One that says it again and again
+gets no more deltas on this stream.
+
 What is withheld: everything from a node of another major version or a newer minor one (the stream ends with a Refusal),
 and a configuration that uses a plugin the node does not have (the stream stays, the next change is judged anew).
 """
@@ -23,14 +28,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from control_plane.cache import Parcel, SnapshotCache
+from control_plane.cache import Parcel, SnapshotCache, Way
 from control_plane.gate import Credentials
 from control_plane.pins import Pin
 from control_plane.roster import NodeId, Roster, SyncState, clean, worker_rows
 from control_plane.settings import VERSION
+from gateway_schema.delta import WHOLE_WANTED
 from gateway_schema.wire import config_pb2, config_pb2_grpc
 
 _log = logging.getLogger(__name__)
+
+
+_DELTAS_REFUSED = 3
+"""So many deltas in a row that were of no use to a node are its nature, not chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +150,14 @@ class _NodeStream:
         self._running = hello.hash
         self._refused: str | None = None
         """Hash of the snapshot that the node would not or could not take, while it is the newest."""
+        self._recorded: SyncState = "pending"
+        """What the node's row says."""
         self._nonce = ""
         self._sent: Parcel | None = None
+        self._way: Way | None = None
+        """The delta that `_sent` was sent as."""
+        self._whole_wanted = asyncio.Event()
+        self._deltas_refused = 0
         self._answered = asyncio.Event()
         self._ended = asyncio.Event()
 
@@ -173,6 +189,7 @@ class _NodeStream:
             await self._service.cache.refresh(self.who.control_plane_id)
         state = await self._state(worker_rows(self._hello.workers))
         await self._service.roster.arrived(self.who, self._hello, state, None)
+        self._recorded = state
         welcome = config_pb2.Welcome(
             control_plane_id=pin.control_plane_id,
             control_plane_name=pin.control_plane_name,
@@ -185,7 +202,7 @@ class _NodeStream:
     async def _send_changes(self) -> None:
         known = self._running
         while True:
-            parcel = await self._service.cache.watch(self.who.control_plane_id, known)
+            parcel = await self._due(known)
             known = parcel.snapshot.hash
             self._refused = None
             if missing := sorted(parcel.plugins - self._plugins):
@@ -193,27 +210,39 @@ class _NodeStream:
             else:
                 await self._send(parcel)
 
+    async def _due(self, known: str) -> Parcel:
+        """Wait for a snapshot other than the last one, or until the node wants the current one whole."""
+        cache, control_plane_id = self._service.cache, self.who.control_plane_id
+        watching = asyncio.create_task(cache.watch(control_plane_id, known), name="watch for a snapshot")
+        wanting = asyncio.create_task(self._whole_wanted.wait(), name="watch for a wish")
+        try:
+            await asyncio.wait({watching, wanting}, return_when=asyncio.FIRST_COMPLETED)
+            return await (cache.get(control_plane_id) if self._whole_wanted.is_set() else watching)
+        finally:
+            watching.cancel()
+            wanting.cancel()
+            await asyncio.gather(watching, wanting, return_exceptions=True)
+
     async def _withhold(self, parcel: Parcel, missing: list[str]) -> None:
         self._refused = parcel.snapshot.hash
         problem = f"configuration withheld: the node lacks plugins that it uses: {', '.join(missing)}"
         _log.warning("node %s (%s): %s", self.who.node_id, clean(self._hello.hostname, 256), problem)
         fault = _fault("plugin_set_incompatible", problem, version=parcel.snapshot.version)
-        await self._service.roster.record(self.who, "rejected", last_error=fault)
+        await self._record("rejected", last_error=fault)
 
     async def _send(self, parcel: Parcel) -> None:
+        usable = not self._whole_wanted.is_set() and self._deltas_refused < _DELTAS_REFUSED
+        self._way = parcel.way_from(self._running) if usable else None
         self._nonce, self._sent = secrets.token_hex(8), parcel
+        self._whole_wanted.clear()
         self._answered.clear()
-        await self._service.roster.record(self.who, "pending")
-        for part, chunk in enumerate(parcel.parts):
-            snapshot = config_pb2.Snapshot(
-                version=parcel.snapshot.version,
-                hash=parcel.snapshot.hash,
-                nonce=self._nonce,
-                part=part,
-                parts=len(parcel.parts),
-                chunk=chunk,
-            )
-            await self._context.write(config_pb2.ControlMessage(snapshot=snapshot))
+        if self._recorded == "rejected":
+            await self._record("pending")
+        # Otherwise nothing need be written first: a row that says in_sync also says with which hash.
+        if self._way is not None:
+            await self._context.write(config_pb2.ControlMessage(delta=_delta(self._nonce, parcel, self._way)))
+        else:
+            await self._send_parts(parcel)
         try:
             await asyncio.wait_for(self._answered.wait(), self._service.pace.answer)
         except TimeoutError:
@@ -223,6 +252,19 @@ class _NodeStream:
                 parcel.snapshot.version,
                 self._service.pace.answer,
             )
+
+    async def _send_parts(self, parcel: Parcel) -> None:
+        parts = await parcel.parts()
+        for part, chunk in enumerate(parts):
+            snapshot = config_pb2.Snapshot(
+                version=parcel.snapshot.version,
+                hash=parcel.snapshot.hash,
+                nonce=self._nonce,
+                part=part,
+                parts=len(parts),
+                chunk=chunk,
+            )
+            await self._context.write(config_pb2.ControlMessage(snapshot=snapshot))
 
     # -- up
 
@@ -247,7 +289,8 @@ class _NodeStream:
         if kind == "ack" and message.ack.nonce == self._nonce:
             await self._acknowledged(message.ack)
         elif kind == "nack" and message.nack.nonce == self._nonce:
-            await self._rejected(message.nack)
+            useless = self._way is not None and message.nack.error.startswith(WHOLE_WANTED)
+            await (self._of_no_use if useless else self._rejected)(message.nack)
         elif kind == "status":
             status = message.status
             await self._heard(status.config_version, status.hash, worker_rows(status.workers))
@@ -255,7 +298,19 @@ class _NodeStream:
     async def _acknowledged(self, ack: config_pb2.Ack) -> None:
         self._nonce = ""
         self._refused = None
+        if self._way is not None:
+            self._deltas_refused = 0
         await self._heard(ack.version, ack.hash, worker_rows(ack.workers), last_error=None)
+        self._answered.set()
+
+    async def _of_no_use(self, nack: config_pb2.Nack) -> None:
+        """The node refuses the delta, not what it leads to."""
+        self._nonce = ""
+        self._whole_wanted.set()
+        self._deltas_refused += 1
+        reason = clean(nack.error, 512)
+        _log.info("node %s gets version %d whole: %s", self.who.node_id, nack.version, reason)
+        await self._heard(nack.kept_version, nack.kept_hash, worker_rows(nack.workers))
         self._answered.set()
 
     async def _rejected(self, nack: config_pb2.Nack) -> None:
@@ -279,8 +334,7 @@ class _NodeStream:
 
     async def _heard(self, version: int, hash_: str, workers: list[dict[str, Any]], **more: Any) -> None:
         self._running = clean(hash_, 32)
-        ours = await self._service.roster.record(
-            self.who,
+        ours = await self._record(
             await self._state(workers),
             config_version=min(version, (1 << 63) - 1),
             config_hash=self._running,
@@ -291,12 +345,28 @@ class _NodeStream:
             _log.info("node %s is connected to another control plane: its older stream ends here", self.who.node_id)
             self.end()
 
+    async def _record(self, state: SyncState, **values: Any) -> bool:
+        self._recorded = state
+        return await self._service.roster.record(self.who, state, **values)
+
     async def _state(self, workers: list[dict[str, Any]]) -> SyncState:
         """In sync is a node of which every worker runs the current snapshot; one that just starts does not yet."""
         current = (await self._service.cache.get(self.who.control_plane_id)).snapshot.hash
         if self._running == current and all(worker["hash"] == current for worker in workers):
             return "in_sync"
         return "rejected" if self._refused == current else "pending"
+
+
+def _delta(nonce: str, parcel: Parcel, way: Way) -> config_pb2.Delta:
+    return config_pb2.Delta(
+        from_version=way.version,
+        to_version=parcel.snapshot.version,
+        from_hash=way.hash,
+        hash=parcel.snapshot.hash,
+        nonce=nonce,
+        puts=[config_pb2.EntityPut(type=name, entity=entity) for name, _, entity in way.delta.puts],
+        deletes=[config_pb2.EntityDelete(type=name, id=entity_id) for name, entity_id in way.delta.deletes],
+    )
 
 
 def version_problem(node: str, ours: str) -> str | None:

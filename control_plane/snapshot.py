@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import orjson
-
 from control_plane.holdings import Holdings
+from gateway_schema.delta import Catalogue
 from gateway_schema.document import hash_of
 from gateway_schema.registry import ENTITY_TYPES
 
@@ -19,11 +18,17 @@ class Snapshot:
     """32 hex digits over the payload: equal configurations have equal hashes."""
     payload: bytes = field(repr=False)
     """Canonical, uncompressed, secrets in clear: never to be logged."""
+    catalogue: Catalogue = field(repr=False)
+    """The same, entity by entity."""
+    plugins: frozenset[str]
+    """Names of the plugins that the configuration uses and that are switched on."""
 
 
 def build(holdings: Holdings) -> Snapshot:
     """The same bytes as `gateway_schema.document.canonical`, put together from those that each row keeps."""
-    ordered = {name: [row.fragment for _, row in sorted(holdings.of(name).items())] for name in ENTITY_TYPES}
-    document = {"control_plane_id": holdings.control_plane_id, "entities": ordered}
-    payload = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
-    return Snapshot(holdings.control_plane_id, holdings.version, hash_of(payload), payload)
+    entities = {name: holdings.canonical(name) for name in sorted(ENTITY_TYPES)}
+    catalogue = Catalogue(holdings.control_plane_id, entities)
+    payload = catalogue.payload()
+    plugins = [row.complete for row in holdings.of("plugins").values()]
+    in_use = frozenset(plugin["name"] for plugin in plugins if plugin.get("enabled", True))
+    return Snapshot(holdings.control_plane_id, holdings.version, hash_of(payload), payload, catalogue, in_use)

@@ -1,9 +1,12 @@
 """From a snapshot's parts to every worker running it, or none: what happens between the stream and the workers.
 
-`Assembly` puts parts together; `Applier` takes whole snapshots one after the other. While one is being applied, of
-those that arrive only the newest is kept: a snapshot that was superseded before its turn is never answered, because
-the control plane only waits for its last nonce. Applying goes on when the stream breaks: a half-applied snapshot
-would leave workers that disagree.
+`Assembly` puts parts together; `Applier` takes snapshots, whole or as deltas, one after the other. While one is being
+applied, of those that arrive only the newest is kept: a snapshot that was superseded before its turn is never answered,
+because the control plane only waits for its last nonce. Applying goes on when the stream breaks: a half-applied
+snapshot would leave workers that disagree.
+
+A delta is made into the whole document and must then have the hash that it names. One that starts from another document
+than this node's, or leads elsewhere, is refused with the words that make the control plane send the whole.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import orjson
 import zstandard
 
 from data_plane.agent.fleet import Fleet, Refusal
 from data_plane.agent.store import Snapshot, Store
 from data_plane.logs import facts
+from gateway_schema.delta import WHOLE_WANTED, Catalogue, Delta, id_of
 from gateway_schema.document import hash_of
 from gateway_schema.wire import config_pb2 as pb
 
@@ -25,18 +30,26 @@ log = logging.getLogger(__name__)
 
 MAX_COMPRESSED = 256 * 1024 * 1024
 MAX_DOCUMENT = 1024 * 1024 * 1024
+MAX_DELTA = 16 * 1024 * 1024
+MAX_KEPT = 64 * 1024 * 1024
+"""A document up to this size is kept in memory for the next delta; a larger one is read from the disk again."""
 APPLY_TIMEOUT = 25.0
 """Seconds for all workers to build a snapshot: less than the control plane waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A snapshot as it came: whole, compressed, unchecked."""
+    """A snapshot as it came, unchecked: `data` is the whole, compressed, unless there is a delta."""
 
     version: int
     hash: str
     nonce: str
-    data: bytes
+    data: bytes = b""
+    delta: pb.Delta | None = None
+
+    @classmethod
+    def of_delta(cls, delta: pb.Delta) -> Arrival:
+        return cls(delta.to_version, delta.hash, delta.nonce, delta=delta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,8 @@ class Applier:
         """What all workers run, and a restart loads."""
         self._next: tuple[Arrival, Callable[[Outcome], None]] | None = None
         self._bell = asyncio.Event()
+        self._kept: tuple[str, Catalogue] | None = None
+        """The current document with its hash, taken apart, once a delta asked for it."""
 
     def submit(self, arrival: Arrival, tell: Callable[[Outcome], None]) -> None:
         self._next = (arrival, tell)
@@ -127,7 +142,7 @@ class Applier:
         if known is not None and known.current and (known.version, known.hash) == (arrival.version, arrival.hash):
             return None
         try:
-            candidate = await asyncio.to_thread(self._stage, arrival)
+            candidate, catalogue = await asyncio.to_thread(self._stage, arrival, known)
         except _Refused as error:
             return error.refusal
         except OSError as error:
@@ -135,33 +150,74 @@ class Applier:
             return Refusal(f"the node cannot store the snapshot: {error.strerror}")
         refusal = await self._fleet.apply(candidate, APPLY_TIMEOUT)
         if refusal is None:
-            refusal = self._commit(candidate)
-        if refusal is not None:
+            self._kept = (candidate.hash, catalogue) if catalogue is not None else None
+            await self._commit(candidate)
+        else:
             log.warning("snapshot refused: %s", facts(version=arrival.version, kept=known.version if known else 0))
             if known is None or known.path != candidate.path:
                 self._store.discard(candidate)
         return refusal
 
-    def _stage(self, arrival: Arrival) -> Snapshot:
+    def _stage(self, arrival: Arrival, known: Snapshot | None) -> tuple[Snapshot, Catalogue | None]:
         """Unpack, check, put on disk; in a thread, for documents may be large."""
-        try:
-            document = _decompressed(arrival.data)
-        except (zstandard.ZstdError, ValueError) as error:
-            raise _Refused(Refusal(f"the snapshot cannot be decompressed: {error}")) from None
+        catalogue = None
+        if arrival.delta is not None:
+            catalogue = self._changed(arrival.delta, known)
+            document = catalogue.payload()
+            if len(document) > MAX_DOCUMENT:
+                raise _Refused(Refusal(f"the document holds more than {MAX_DOCUMENT} bytes"))
+        else:
+            document = _unpacked(arrival.data)
         found = hash_of(document)
+        if found != arrival.hash and catalogue is not None:
+            self._kept = None  # it may be what is wrong
+            raise _useless(f"the delta leads to the hash {found}, not {arrival.hash}")
         if found != arrival.hash:
             raise _Refused(Refusal(f"the snapshot is damaged: its hash is {found}, not {arrival.hash}"))
-        return self._store.stage(arrival.version, arrival.hash, document)
+        staged = self._store.stage(arrival.version, arrival.hash, document)
+        return staged, catalogue if len(document) <= MAX_KEPT else None
 
-    def _commit(self, candidate: Snapshot) -> Refusal | None:
+    def _changed(self, message: pb.Delta, known: Snapshot | None) -> Catalogue:
+        """The current document with a delta's changes. Raises _Refused."""
+        # What another version of this software took is not what the hash stands for here.
+        if known is None or not known.current or known.hash != message.from_hash:
+            raise _useless(f"the delta starts from {message.from_hash or 'nothing'}, which this node does not run")
+        if message.ByteSize() > MAX_DELTA:
+            raise _useless(f"the delta is larger than {MAX_DELTA} bytes")
+        try:
+            if self._kept is None or self._kept[0] != known.hash:
+                self._kept = known.hash, Catalogue.read(self._store.read(known))
+            return self._kept[1].after(_delta(message))
+        except (OSError, ValueError) as error:
+            self._kept = None
+            raise _useless(f"the delta cannot be applied: {error}") from None
+
+    async def _commit(self, candidate: Snapshot) -> None:
         """All workers run it already: a disk that fails now costs a resync after a restart, not the change."""
         self.current = candidate
         try:
-            self._store.commit(candidate)
+            await asyncio.to_thread(self._store.commit, candidate)
         except OSError as error:
             log.error("a snapshot will not outlast a restart: %s", facts(version=candidate.version, reason=error))
         log.info("snapshot applied: %s", facts(version=candidate.version, hash=candidate.hash))
-        return None
+
+
+def _useless(reason: str) -> _Refused:
+    return _Refused(Refusal(f"{WHOLE_WANTED}: {reason}"))
+
+
+def _delta(message: pb.Delta) -> Delta:
+    """Raises ValueError for a put that is no entity."""
+    puts = [(put.type, id_of(orjson.loads(put.entity)), put.entity) for put in message.puts]
+    return Delta(tuple(puts), tuple((delete.type, delete.id) for delete in message.deletes))
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Raises _Refused."""
+    try:
+        return _decompressed(data)
+    except (zstandard.ZstdError, ValueError) as error:
+        raise _Refused(Refusal(f"the snapshot cannot be decompressed: {error}")) from None
 
 
 def _decompressed(data: bytes) -> bytes:

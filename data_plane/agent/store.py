@@ -99,6 +99,10 @@ class Store:
         write_file(path, payload)
         return Snapshot(version, hash_, path)
 
+    def read(self, snapshot: Snapshot) -> bytes:
+        """Raises OSError."""
+        return snapshot.path.read_bytes()
+
     def commit(self, snapshot: Snapshot) -> None:
         """Make a staged snapshot the one that restarts load, and remove all others. Raises OSError."""
         values = {

@@ -1,8 +1,8 @@
 """The node's side of ConfigSync (`proto/config.proto`): one stream to the control plane, opened again for ever.
 
-Hello → Welcome → snapshots, each answered by ACK when every worker runs it, or by NACK with the entity and field at
-fault and the version that stays. Status goes up with every heartbeat and whenever a worker changes. What a snapshot
-means is not known here (`changes`). The control plane's absence is one line in the log, however long it lasts.
+Hello → Welcome → snapshots and deltas, each answered by ACK when every worker runs it, or by NACK with the entity and
+field at fault and the version that stays. Status goes up with every heartbeat and whenever a worker changes. What a
+snapshot means is not known here (`changes`). The control plane's absence is one line in the log, however long it lasts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from data_plane.agent.changes import Applier, Assembly, Outcome
+from data_plane.agent.changes import Applier, Arrival, Assembly, Outcome
 from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, first_to_end, greet, read, reason_of
 from data_plane.agent.store import Snapshot
 from data_plane.logs import facts
@@ -181,7 +181,7 @@ class _Conversation:
             if arrival is not None:
                 self._sync.applier.submit(arrival, self._answer)
         elif kind == "delta":
-            self._refuse_delta(message.delta)
+            self._sync.applier.submit(Arrival.of_delta(message.delta), self._answer)
         elif kind == "refusal":
             self._sync.refused(message.refusal)
 
@@ -195,11 +195,6 @@ class _Conversation:
         nack = self._nack(arrival.nonce, arrival.version, refusal.error)
         nack.entity_type, nack.entity_id = refusal.entity_type, refusal.entity_id
         nack.entity_name, nack.field = refusal.entity_name, refusal.field
-        self._out.put_nowait(pb.NodeMessage(nack=nack))
-
-    def _refuse_delta(self, delta: pb.Delta) -> None:
-        """This version applies whole snapshots only."""
-        nack = self._nack(delta.nonce, delta.to_version, "full snapshot wanted")
         self._out.put_nowait(pb.NodeMessage(nack=nack))
 
     def _nack(self, nonce: str, version: int, error: str) -> pb.Nack:

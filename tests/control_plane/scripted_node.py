@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import orjson
 import zstandard
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,6 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from control_plane.app import ControlPlane
 from control_plane.settings import VERSION
+from gateway_schema.delta import Catalogue, Delta
+from gateway_schema.document import hash_of
 from gateway_schema.wire import analytics_pb2, analytics_pb2_grpc, config_pb2, config_pb2_grpc
 
 PATIENCE = 20.0
@@ -65,12 +68,13 @@ async def channel(plane: ControlPlane, pair: KeyPair | None) -> AsyncIterator[An
 
 @dataclass
 class Received:
-    """A whole snapshot, its parts put together."""
+    """A snapshot as a node has it in the end: its parts put together, or what a delta made of the one before."""
 
     version: int
     hash: str
     nonce: str
     payload: bytes
+    delta: config_pb2.Delta | None = None
 
 
 class ScriptedNode:
@@ -78,6 +82,8 @@ class ScriptedNode:
 
     def __init__(self, opened: Any, node_id: str | None = None) -> None:
         self.id = node_id or str(uuid.uuid4())
+        self.known: dict[str, bytes] = {}
+        """Documents by hash: what deltas may start from."""
         self._call = config_pb2_grpc.ConfigSyncStub(opened).Stream()
 
     async def hello(
@@ -116,14 +122,31 @@ class ScriptedNode:
         return await self._call.code()
 
     async def snapshot(self) -> Received:
+        """The next snapshot, however it comes; one that was sent whole has no `delta`."""
+        message = await self.receive()
+        received = self._changed(message.delta) if message.HasField("delta") else await self._whole(message)
+        self.known[received.hash] = received.payload
+        return received
+
+    async def _whole(self, message: config_pb2.ControlMessage) -> Received:
         parts: list[config_pb2.Snapshot] = []
-        while not parts or len(parts) < parts[0].parts:
-            message = await self.receive()
+        while True:
             assert message.WhichOneof("message") == "snapshot", message
             parts.append(message.snapshot)
+            if len(parts) == parts[0].parts:
+                break
+            message = await self.receive()
         first = parts[0]
         payload = zstandard.ZstdDecompressor().decompress(b"".join(part.chunk for part in parts), 1 << 28)
         return Received(first.version, first.hash, first.nonce, payload)
+
+    def _changed(self, delta: config_pb2.Delta) -> Received:
+        puts = [(put.type, orjson.loads(put.entity)["id"], put.entity) for put in delta.puts]
+        deletes = [(delete.type, delete.id) for delete in delta.deletes]
+        former = Catalogue.read(self.known[delta.from_hash])
+        payload = former.after(Delta(tuple(puts), tuple(deletes))).payload()
+        assert hash_of(payload) == delta.hash
+        return Received(delta.to_version, delta.hash, delta.nonce, payload, delta)
 
     async def ack(self, received: Received, nonce: str | None = None) -> None:
         worker = config_pb2.Worker(index=0, pid=7, version=received.version, hash=received.hash, state="ready")

@@ -14,6 +14,18 @@ from control_plane.snapshot import Snapshot
 from gateway_schema.document import hash_of
 
 
+def entity(name: str, content: str = "") -> bytes:
+    return orjson.dumps({"content": content, "id": name})
+
+
+def snapshot_of(control_plane_id: str, version: int, content: str, **others: bytes) -> Snapshot:
+    """One route with that content, and other services by id."""
+    rows = {"routes": {"r": entity("r", content)}, "services": dict(sorted(others.items()))}
+    catalogue = Catalogue(control_plane_id, rows)
+    payload = catalogue.payload()
+    return Snapshot(control_plane_id, version, hash_of(payload), payload, catalogue, frozenset({"key-auth"}))
+
+
 class Store:
     """A database that counts how often it is read."""
 
@@ -33,8 +45,7 @@ class Store:
         self.reading.set()
         content, version = self.content, self.version
         await self.gate.wait()
-        payload = orjson.dumps({"content": content, "entities": {"plugins": [{"name": "key-auth"}]}})
-        return Snapshot(control_plane_id, version, hash_of(payload), payload)
+        return snapshot_of(control_plane_id, version, content)
 
 
 async def test_wishes_that_come_while_a_build_runs_share_the_next_one() -> None:

@@ -1,0 +1,200 @@
+"""What changed from one document to another, and a document in the form in which a change is cheap.
+
+A document's canonical bytes (`document.canonical`) are those of its entities with a few fixed words between them. A
+`Catalogue` keeps each entity's bytes by kind and id: changing one entity means changing one entry, and the document's
+bytes are joined, not serialised, again. Nothing here knows what an entity means, so a delta cannot make of a document
+anything that its hash would not tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import orjson
+
+WHOLE_WANTED = "full snapshot wanted"
+"""How the error of a NACK begins when the delta itself was of no use to the node, whatever it would have said."""
+
+_OVERHEAD = 16
+"""Bytes that a put or delete takes on the wire beside its texts, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entity's canonical bytes before and after; None where there is none."""
+
+    before: bytes | None
+    after: bytes | None
+
+
+Changes = Mapping[tuple[str, str], Change]
+"""By kind and id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What makes one document of another. An entity that is put replaces the one with its id, if there is one."""
+
+    puts: tuple[tuple[str, str, bytes], ...] = ()
+    """Kind, id, canonical bytes."""
+    deletes: tuple[tuple[str, str], ...] = ()
+    """Kind, id."""
+
+    @property
+    def kinds(self) -> set[str]:
+        return {name for name, _, _ in self.puts} | {name for name, _ in self.deletes}
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """A document as its entities' canonical bytes. Never changes; a later one shares what stayed."""
+
+    control_plane_id: str
+    entities: Mapping[str, Mapping[str, bytes]]
+    """By kind, kinds in order; by id, ids in order."""
+
+    @classmethod
+    def read(cls, payload: bytes) -> Catalogue:
+        """Take canonical bytes apart. Raises ValueError for any others.
+
+        Entity by entity, and by the standard library: other threads have their turn in between, which they would not
+        have while orjson reads a large document.
+        """
+        try:
+            catalogue = _Reader(payload.decode()).document()
+            same = catalogue.payload() == payload
+        except (RecursionError, orjson.JSONEncodeError):  # the latter for escapes that are half a character
+            raise ValueError("not a document that can be taken apart") from None
+        if not same:
+            raise ValueError("not a document in canonical form")
+        return catalogue
+
+    def payload(self) -> bytes:
+        """The document's canonical bytes."""
+        pieces = [b'{"control_plane_id":', orjson.dumps(self.control_plane_id), b',"entities":{']
+        for number, (name, rows) in enumerate(self.entities.items()):
+            pieces += (b"," if number else b"", orjson.dumps(name), b":[", b",".join(rows.values()), b"]")
+        pieces.append(b"}}")
+        return b"".join(pieces)
+
+    def after(self, delta: Delta) -> Catalogue:
+        """The document that a delta makes of this one. Raises ValueError when it is not about this one."""
+        entities = dict(self.entities)
+        for name in delta.kinds:
+            if name not in entities:
+                raise ValueError(f"unknown kind of entity {name!r}")
+            entities[name] = dict(entities[name])
+        changed: dict[str, dict[str, bytes]] = entities  # type: ignore[assignment]  # what is written to is a copy
+        for name, entity_id in delta.deletes:
+            if changed[name].pop(entity_id, None) is None:
+                raise ValueError(f"there is no entity {entity_id!r} among {name}")
+        for name, entity_id, entity in delta.puts:
+            changed[name][entity_id] = entity
+        for name in delta.kinds:
+            entities[name] = in_order(changed[name])
+        return Catalogue(self.control_plane_id, entities)
+
+
+def in_order(rows: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Entities of a kind in the order of a canonical document."""
+    return {entity_id: rows[entity_id] for entity_id in sorted(rows)}
+
+
+def changes_between(old: Catalogue, new: Catalogue) -> Changes | None:
+    """Every entity that differs; None when more than entities does, which no delta can say."""
+    if old.control_plane_id != new.control_plane_id or list(old.entities) != list(new.entities):
+        return None
+    changes: dict[tuple[str, str], Change] = {}
+    for name, rows in new.entities.items():
+        former = old.entities[name]
+        if former is rows:
+            continue
+        for entity_id, entity in rows.items():
+            if (before := former.get(entity_id)) != entity:
+                changes[name, entity_id] = Change(before, entity)
+        for entity_id in former.keys() - rows.keys():
+            changes[name, entity_id] = Change(former[entity_id], None)
+    return changes
+
+
+def combined(steps: Iterable[Changes]) -> Changes:
+    """Successive changes as one; what was changed and changed back is none."""
+    total: dict[tuple[str, str], Change] = {}
+    for step in steps:
+        for key, change in step.items():
+            first = total.get(key)
+            total[key] = Change(first.before, change.after) if first is not None else change
+    return {key: change for key, change in total.items() if change.before != change.after}
+
+
+def delta_of(changes: Changes) -> Delta:
+    """The delta that makes these changes."""
+    puts = [(*key, change.after) for key, change in sorted(changes.items(), key=_key) if change.after is not None]
+    return Delta(tuple(puts), tuple(key for key, change in sorted(changes.items(), key=_key) if change.after is None))
+
+
+def size_of(changes: Changes) -> int:
+    """Bytes that the delta takes on the wire, at most."""
+    return sum(len(name) + len(change.after or entity_id) + _OVERHEAD for (name, entity_id), change in changes.items())
+
+
+def _key(item: tuple[tuple[str, str], Change]) -> tuple[str, str]:
+    return item[0]
+
+
+class _Reader:
+    """A document's text, read from left to right."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def document(self) -> Catalogue:
+        self._take('{"control_plane_id":')
+        control_plane_id = self._string()
+        self._take(',"entities":{')
+        entities: dict[str, Mapping[str, bytes]] = {}
+        while not self._finds("}"):
+            if entities:
+                self._take(",")
+            name = self._string()
+            self._take(":[")
+            entities[name] = self._rows()
+        self._take("}")
+        return Catalogue(control_plane_id, entities)
+
+    def _rows(self) -> dict[str, bytes]:
+        rows: dict[str, bytes] = {}
+        while not self._finds("]"):
+            if rows:
+                self._take(",")
+            start = self._at
+            entity, self._at = self._decode(self._text, start)
+            rows[id_of(entity)] = self._text[start : self._at].encode()
+        return rows
+
+    def _string(self) -> str:
+        value, self._at = self._decode(self._text, self._at)
+        if not isinstance(value, str):
+            raise ValueError("not a document: expected a text")
+        return value
+
+    def _take(self, word: str) -> None:
+        if not self._finds(word):
+            raise ValueError(f"not a document: expected {word!r} at {self._at}")
+
+    def _finds(self, word: str) -> bool:
+        found = self._text.startswith(word, self._at)
+        self._at += len(word) if found else 0
+        return found
+
+
+def id_of(entity: object) -> str:
+    """The id of an entity as it was read. Raises ValueError for what is none."""
+    entity_id = entity.get("id") if isinstance(entity, dict) else None
+    if not isinstance(entity_id, str):
+        raise ValueError("an entity is an object with an id")
+    return entity_id
