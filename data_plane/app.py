@@ -12,11 +12,14 @@ import gc
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 import uvloop
+from google.protobuf.message import DecodeError
 
 from data_plane.agent.channel import WorkerChannel
+from data_plane.agent.deltas import delta_from
 from data_plane.agent.journal import journals_of
 from data_plane.agent.store import Store
 from data_plane.analytics import Reporter
@@ -28,8 +31,10 @@ from data_plane.loopback import Loopback
 from data_plane.pipeline import Pipeline
 from data_plane.runtime import Runtime, Workshop
 from data_plane.settings import Settings
+from gateway_schema.delta import Delta
 from gateway_schema.document import Document
 from gateway_schema.violations import SchemaViolation, render_path
+from gateway_schema.wire import config_pb2
 
 __all__ = ["Pipeline", "Worker", "run_worker"]
 
@@ -71,7 +76,16 @@ class Worker:
 
     async def apply(self, payload: bytes, version: int) -> None:
         """Build a document's canonical bytes aside and swap it in. Raises ConfigError; then the old one stays."""
-        runtime = await asyncio.to_thread(build, payload, self._workshop)
+        self._swap(await asyncio.to_thread(build, payload, self._workshop), version)
+
+    async def change(self, delta: Delta, version: int) -> None:
+        """Build aside what a delta makes of the configuration in force, and swap it in.
+
+        Raises ConfigError, and ValueError when the delta is about another configuration; then the old one stays.
+        """
+        self._swap(await asyncio.to_thread(rebuild, delta, self._workshop, self.pipeline.runtime), version)
+
+    def _swap(self, runtime: Runtime, version: int) -> None:
         runtime.version = version
         self.pipeline.swap(runtime)
 
@@ -87,16 +101,34 @@ def build(payload: bytes, workshop: Workshop) -> Runtime:
     try:
         document = Document.load(payload)
     except SchemaViolation as error:
-        first = error.violations[0]
-        kind = first.path[0] if first.path and isinstance(first.path[0], str) else ""
-        raise ConfigError(first.message, entity_type=kind, field=render_path(first.path[1:])) from None
+        raise _config_error(error, 1) from None
     return Runtime.build(document, workshop)
+
+
+def rebuild(delta: Delta, workshop: Workshop, former: Runtime) -> Runtime:
+    """Compile what a delta makes of a runtime's document. Raises ConfigError, ValueError."""
+    try:
+        document = former.document.after(delta)
+    except SchemaViolation as error:
+        raise _config_error(error, 2) from None
+    return Runtime.build(document, workshop, former)
+
+
+def _config_error(error: SchemaViolation, depth: int) -> ConfigError:
+    """The first violation, whose path begins with the kind, and at depth 2 with the entity's id."""
+    first = error.violations[0]
+    kind, entity_id = ([str(part) for part in first.path[:depth]] + ["", ""])[:2]
+    where = {"entity_id": entity_id} if depth == 2 else {}
+    kind = kind if first.path and isinstance(first.path[0], str) else ""
+    return ConfigError(first.message, entity_type=kind, field=render_path(first.path[depth:]), **where)
 
 
 def run_worker(settings: Settings, index: int, channel_path: Path) -> int:
     """Serve until told to stop; the process's exit code."""
     # Requests make little garbage in cycles: collecting it seldom costs nothing and saves much.
     gc.set_threshold(20_000, 20, 20)
+    # While a configuration is built in a thread, the event loop waits this long, at most, for its turn.
+    sys.setswitchinterval(0.001)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_Process(settings, index, channel_path).run())
@@ -167,12 +199,25 @@ class _Process:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _on_snapshot(self, version: int, hash_: str, path: Path) -> None:
-        payload = await asyncio.to_thread(path.read_bytes)
-        await self._worker.apply(payload, version)
+    async def _on_snapshot(self, version: int, hash_: str, path: Path, changes: Path | None) -> None:
+        if changes is None or not await self._changed(version, changes):
+            payload = await asyncio.to_thread(path.read_bytes)
+            await self._worker.apply(payload, version)
         # A configuration lives long: without this, every full collection would walk all of it.
         gc.freeze()
         self._configured.set()
         # Whoever waits for a receipt may send a request the moment it has it.
         await self._listening.wait()
         log.info("applied version=%d hash=%s", version, hash_)
+
+    async def _changed(self, version: int, changes: Path) -> bool:
+        """Whether the shorter way led there. Raises ConfigError."""
+        try:
+            message = await asyncio.to_thread(changes.read_bytes)
+            await self._worker.change(delta_from(config_pb2.Delta.FromString(message)), version)
+        except FileNotFoundError:
+            return False  # all others run it already: this worker comes late
+        except (OSError, ValueError, DecodeError) as error:
+            log.warning("the changes to version %d cannot be applied: reading it whole: %s", version, error)
+            return False
+        return True

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from gateway_schema.delta import Delta
 from gateway_schema.entities import Entity
 from gateway_schema.registry import ENTITY_TYPES, EntityType, Parent, children_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse, unknown_field
@@ -441,6 +442,30 @@ class Document:
         if violations:
             raise SchemaViolation(violations)
         return cls(str(data.get("control_plane_id", "")), entities)
+
+    def after(self, delta: Delta) -> Document:
+        """What a delta makes of this document. Entities and kinds that it does not concern are the same objects.
+
+        Raises SchemaViolation with paths such as `services.<id>.port`, and ValueError when it is not about this one.
+        """
+        entities = dict(self.entities)
+        violations: list[Violation] = []
+        for name in delta.kinds:
+            if name not in ENTITY_TYPES:
+                raise ValueError(f"unknown kind of entity {name!r}")
+            rows = {str(entity.id): entity for entity in self.of(name)}
+            for entity_id in [entity_id for kind, entity_id in delta.deletes if kind == name]:
+                if rows.pop(entity_id, None) is None:
+                    raise ValueError(f"there is no entity {entity_id!r} among {name}")
+            for entity_id, body in [(entity_id, body) for kind, entity_id, body in delta.puts if kind == name]:
+                try:
+                    rows[entity_id] = parse(ENTITY_TYPES[name].model, orjson.loads(body))
+                except SchemaViolation as error:
+                    violations.extend(v.under(name, entity_id) for v in error.violations)
+            entities[name] = tuple(rows[entity_id] for entity_id in sorted(rows))
+        if violations:
+            raise SchemaViolation(violations)
+        return Document(self.control_plane_id, entities)
 
     def of(self, name: str) -> tuple[Any, ...]:
         """The entities of a kind, empty when there are none."""

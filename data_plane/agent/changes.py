@@ -16,13 +16,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import orjson
 import zstandard
 
+from data_plane.agent.deltas import delta_from
 from data_plane.agent.fleet import Fleet, Refusal
 from data_plane.agent.store import Snapshot, Store
 from data_plane.logs import facts
-from gateway_schema.delta import WHOLE_WANTED, Catalogue, Delta, id_of
+from gateway_schema.delta import WHOLE_WANTED, Catalogue
 from gateway_schema.document import hash_of
 from gateway_schema.wire import config_pb2 as pb
 
@@ -174,7 +174,8 @@ class Applier:
             raise _useless(f"the delta leads to the hash {found}, not {arrival.hash}")
         if found != arrival.hash:
             raise _Refused(Refusal(f"the snapshot is damaged: its hash is {found}, not {arrival.hash}"))
-        staged = self._store.stage(arrival.version, arrival.hash, document)
+        way = (arrival.delta.from_hash, arrival.delta.SerializeToString()) if arrival.delta is not None else ()
+        staged = self._store.stage(arrival.version, arrival.hash, document, *way)
         return staged, catalogue if len(document) <= MAX_KEPT else None
 
     def _changed(self, message: pb.Delta, known: Snapshot | None) -> Catalogue:
@@ -187,7 +188,7 @@ class Applier:
         try:
             if self._kept is None or self._kept[0] != known.hash:
                 self._kept = known.hash, Catalogue.read(self._store.read(known))
-            return self._kept[1].after(_delta(message))
+            return self._kept[1].after(delta_from(message))
         except (OSError, ValueError) as error:
             self._kept = None
             raise _useless(f"the delta cannot be applied: {error}") from None
@@ -204,12 +205,6 @@ class Applier:
 
 def _useless(reason: str) -> _Refused:
     return _Refused(Refusal(f"{WHOLE_WANTED}: {reason}"))
-
-
-def _delta(message: pb.Delta) -> Delta:
-    """Raises ValueError for a put that is no entity."""
-    puts = [(put.type, id_of(orjson.loads(put.entity)), put.entity) for put in message.puts]
-    return Delta(tuple(puts), tuple((delete.type, delete.id) for delete in message.deletes))
 
 
 def _unpacked(data: bytes) -> bytes:

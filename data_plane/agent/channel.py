@@ -24,9 +24,10 @@ from data_plane.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-OnSnapshot = Callable[[int, str, Path], Awaitable[None]]
-"""Awaited with (version, hash, path of the document's canonical bytes). Returning means applied; raising ConfigError
-means refused: the worker runs what it ran before."""
+OnSnapshot = Callable[[int, str, Path, Path | None], Awaitable[None]]
+"""Awaited with (version, hash, path of the document's bytes, None or the path of the `config.Delta` that leads
+there from what the worker runs; that file may be gone). Returning means applied; raising ConfigError means refused: the
+worker runs what it ran before."""
 OnDrain = Callable[[], None]
 """Called, at most once, when the worker is to finish its exchanges and exit. It must return at once."""
 
@@ -181,6 +182,8 @@ class WorkerChannel:
                     "version": _integer(values, "version"),
                     "hash": str(values.get("hash", "")),
                     "path": str(values.get("path", "")),
+                    "base": str(values.get("base", "")),
+                    "changes": str(values.get("changes", "")),
                 }
             )
         elif kind is Kind.DRAIN:
@@ -209,8 +212,9 @@ class WorkerChannel:
 
     async def _apply(self, offer: dict[str, Any]) -> bytes:
         number, version, hash_, path = offer["offer"], offer["version"], offer["hash"], Path(offer["path"])
+        changes = Path(offer["changes"]) if offer["base"] and offer["base"] == self.hash else None
         try:
-            await self._on_snapshot(version, hash_, path)
+            await self._on_snapshot(version, hash_, path, changes)
         except ConfigError as error:
             return self._refused(
                 number,

@@ -195,7 +195,13 @@ class Fleet:
             return
         link.send(
             framing.encode_json(
-                Kind.SNAPSHOT, offer=self._offer, version=wanted.version, hash=wanted.hash, path=str(wanted.path)
+                Kind.SNAPSHOT,
+                offer=self._offer,
+                version=wanted.version,
+                hash=wanted.hash,
+                path=str(wanted.path),
+                base=wanted.base,
+                changes=str(wanted.changes),
             )
         )
 

@@ -6,7 +6,7 @@ save that of EVENTS: a fixed header (`EVENTS_HEADER`) and the bytes of an `analy
     worker → agent   HELLO {worker, index, pid, version, hash, state}            first, once per connection
                      APPLIED {offer} · REFUSED {offer, error, entity_type, entity_id, entity_name, field}
                      EVENTS number, count, dropped, batch
-    agent → worker   SNAPSHOT {offer, version, hash, path} · ACK {number} · DRAIN {}
+    agent → worker   SNAPSHOT {offer, version, hash, path, base, changes} · ACK {number} · DRAIN {}
 
 Numbers of EVENTS count from 1 without holes per worker process; ACK n means that batches 1…n are in the spool.
 """

@@ -3,6 +3,7 @@
     node.json                  {"id": …}
     snapshot.json              {"version", "hash", "file", "software"}: which file counts
     snapshots/<version>-<hash> canonical bytes of a document
+    snapshots/….changes        the Delta that led to it, for workers that run what was before
 
 A snapshot's file is written whole before any worker hears of it, and `snapshot.json` names it only when all run it: a
 snapshot that was refused is never what a restart loads. Everything is readable by its owner only: documents hold keys.
@@ -37,6 +38,13 @@ class Snapshot:
     path: Path
     current: bool = True
     """Whether this very software version took it from the control plane: another one might be sent other content."""
+    base: str = ""
+    """Hash of the document from which `changes` leads to this one; empty when there is no such way."""
+
+    @property
+    def changes(self) -> Path:
+        """A serialised `config.Delta`, until all workers run this snapshot."""
+        return self.path.with_name(f"{self.path.name}.changes")
 
 
 class Store:
@@ -93,11 +101,13 @@ class Store:
         with suppress(FileNotFoundError):
             os.replace(pointer, self._folder / f"snapshot.json.{stamp}.damaged")
 
-    def stage(self, version: int, hash_: str, payload: bytes) -> Snapshot:
+    def stage(self, version: int, hash_: str, payload: bytes, base: str = "", changes: bytes = b"") -> Snapshot:
         """Put a candidate on disk, for the workers to read; a restart does not see it yet. Raises OSError."""
-        path = self._snapshots / f"{version}-{hash_}"
-        write_file(path, payload)
-        return Snapshot(version, hash_, path)
+        snapshot = Snapshot(version, hash_, self._snapshots / f"{version}-{hash_}", base=base)
+        write_file(snapshot.path, payload)
+        if base:
+            write_file(snapshot.changes, changes)
+        return snapshot
 
     def read(self, snapshot: Snapshot) -> bytes:
         """Raises OSError."""
@@ -118,6 +128,7 @@ class Store:
 
     def discard(self, snapshot: Snapshot) -> None:
         snapshot.path.unlink(missing_ok=True)
+        snapshot.changes.unlink(missing_ok=True)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import zstandard
 
 from control_plane.cache import CHUNK_BYTES, HISTORY, SnapshotCache
 from control_plane.snapshot import Snapshot
+from gateway_schema.delta import Catalogue
 from gateway_schema.document import hash_of
 
 

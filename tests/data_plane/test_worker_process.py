@@ -17,8 +17,9 @@ from data_plane.agent import framing
 from data_plane.agent.framing import Kind
 from data_plane.http1.client import Client, Origin, Timeouts
 from data_plane.messages import BufferedBody, Headers, Request
+from gateway_schema.delta import Catalogue
 from gateway_schema.document import hash_of
-from gateway_schema.wire import analytics_pb2
+from gateway_schema.wire import analytics_pb2, config_pb2
 from tests.data_plane.builders import document, service
 
 
@@ -51,12 +52,16 @@ class Agent:
         assert heard is kind, values
         return values
 
-    def offer(self, payload: bytes, version: int) -> None:
+    def offer(self, payload: bytes, version: int, base: bytes = b"", changes: bytes = b"") -> None:
         self._offers += 1
         path = self.folder / f"{version}"
         path.write_bytes(payload)
-        assert self._writer is not None
         values = {"offer": self._offers, "version": version, "hash": hash_of(payload), "path": str(path)}
+        if base:
+            way = self.folder / f"{version}.changes"
+            way.write_bytes(changes)
+            values |= {"base": hash_of(base), "changes": str(way)}
+        assert self._writer is not None
         self._writer.write(framing.encode_json(Kind.SNAPSHOT, **values))
 
     def drain(self) -> None:
@@ -121,8 +126,8 @@ async def status_of(port: int, target: str) -> int:
         await client.close()
 
 
-def proxy(url: str) -> bytes:
-    routes = [{"name": "r", "paths": ["/a"], "service": "s"}]
+def proxy(url: str, path: str = "/a") -> bytes:
+    routes = [{"name": "r", "paths": [path], "service": "s"}]
     return document(services=[{"name": "s", "url": url}], routes=routes)
 
 
@@ -144,6 +149,28 @@ async def test_a_life_from_hello_to_drain(tmp_path: Path) -> None:
         agent.drain()
         assert await worker.end() == 0
     assert [(event.status, event.config_version) for event in agent.events] == [(404, 0), (200, 7), (200, 7)]
+
+
+async def test_a_delta_is_enough_and_one_that_is_none_leads_to_the_whole(tmp_path: Path) -> None:
+    async with service() as backend, started(tmp_path) as (agent, worker):
+        port = await worker.port()
+        await agent.hear(Kind.HELLO)
+        first = proxy(backend.url)
+        agent.offer(first, 1)
+        await agent.hear(Kind.APPLIED)
+
+        # Nothing but the delta knows the new path.
+        change = Catalogue.read(proxy(backend.url, "/b")).entities["routes"]
+        puts = [config_pb2.EntityPut(type="routes", entity=body) for body in change.values()]
+        agent.offer(b"not read", 2, base=first, changes=config_pb2.Delta(puts=puts).SerializeToString())
+        await agent.hear(Kind.APPLIED)
+        assert [await status_of(port, path) for path in ("/a", "/b")] == [404, 200]
+
+        agent.offer(proxy(backend.url, "/c"), 3, base=b"not read", changes=b"\xff\xff no delta")
+        await agent.hear(Kind.APPLIED)
+        assert [await status_of(port, path) for path in ("/b", "/c")] == [404, 200]
+        agent.drain()
+        assert await worker.end() == 0
 
 
 async def test_on_a_configured_node_it_does_not_listen_before_it_knows_the_routes(tmp_path: Path) -> None:

@@ -248,6 +248,19 @@ async def test_a_worker_that_runs_a_snapshot_already_is_not_asked_to_build_it_ag
     assert worker.ran == [(1, b"one")]
 
 
+async def test_only_a_worker_that_runs_what_was_before_is_shown_the_changes(ends: Ends) -> None:
+    current = await ends.connect()
+    assert await ends.fleet.apply(ends.snapshot(1, b"one"), PATIENCE) is None
+    next_one = ends.store.stage(2, hash_of(b"two"), b"two", hash_of(b"one"), b"a delta")
+    assert await ends.fleet.apply(next_one, PATIENCE) is None
+    late = await ends.connect()
+    await eventually(lambda: late.ran, "the late one runs it")
+    assert (current.ways, late.ways) == ([None, next_one.changes], [None])
+    assert next_one.changes.read_bytes() == b"a delta"
+    ends.store.commit(next_one)
+    assert not next_one.changes.exists()
+
+
 async def test_a_worker_told_to_drain_hears_it_once(ends: Ends) -> None:
     worker = await ends.connect()
     (link,) = ends.fleet.links

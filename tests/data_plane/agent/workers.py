@@ -17,6 +17,8 @@ class FakeWorker:
 
     def __init__(self, path: Path, index: int = 0, *, limit: int = 20_000, journals: Path | None = None) -> None:
         self.ran: list[tuple[int, bytes]] = []
+        self.ways: list[Path | None] = []
+        """For each that it ran, the file with the changes that lead there."""
         self.drained = asyncio.Event()
         self.hold: asyncio.Event | None = None
         self.channel = WorkerChannel(
@@ -24,7 +26,7 @@ class FakeWorker:
         )
         self.task = asyncio.create_task(self.channel.run())
 
-    async def _apply(self, version: int, hash_: str, path: Path) -> None:
+    async def _apply(self, version: int, hash_: str, path: Path, changes: Path | None) -> None:
         document = await asyncio.to_thread(path.read_bytes)
         if self.hold is not None:
             await self.hold.wait()
@@ -35,6 +37,7 @@ class FakeWorker:
         if b"broken" in document:
             raise KeyError("secret-value")
         self.ran.append((version, document))
+        self.ways.append(changes)
 
     async def stop(self) -> None:
         self.task.cancel()
