@@ -148,6 +148,7 @@ class _NodeStream:
         self._context = context
         self._plugins = frozenset(hello.plugins)
         self._running = hello.hash
+        self._workers = worker_rows(hello.workers)
         self._refused: str | None = None
         """Hash of the snapshot that the node would not or could not take, while it is the newest."""
         self._recorded: SyncState = "pending"
@@ -187,7 +188,7 @@ class _NodeStream:
         if self._hello.config_version > parcel.snapshot.version and self._running != parcel.snapshot.hash:
             # Another replica gave it what this one has not heard of yet: it must not be sent back in time.
             await self._service.cache.refresh(self.who.control_plane_id)
-        state = await self._state(worker_rows(self._hello.workers))
+        state = await self._state(self._workers)
         await self._service.roster.arrived(self.who, self._hello, state, None)
         self._recorded = state
         welcome = config_pb2.Welcome(
@@ -207,6 +208,9 @@ class _NodeStream:
             self._refused = None
             if missing := sorted(parcel.plugins - self._plugins):
                 await self._withhold(parcel, missing)
+            elif self._running == known and not self._nonce and not self._whole_wanted.is_set():
+                # What it would not or could not take was taken back; it runs what it should, and ran it all the time.
+                await self._record(await self._state(self._workers), last_error=None)
             else:
                 await self._send(parcel)
 
@@ -334,6 +338,7 @@ class _NodeStream:
 
     async def _heard(self, version: int, hash_: str, workers: list[dict[str, Any]], **more: Any) -> None:
         self._running = clean(hash_, 32)
+        self._workers = workers
         ours = await self._record(
             await self._state(workers),
             config_version=min(version, (1 << 63) - 1),

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.app import ControlPlane
 from control_plane.database import Database
+from control_plane.settings import Settings
+from tests.control_plane.administration import TOKEN, Admin
 from tests.control_plane.client import Client, running_client
 from tests.postgresql import execute, in_thread
 
@@ -83,3 +86,14 @@ async def client(tmp_path: Path, database_url: str) -> AsyncIterator[Client]:
     """A running control plane with one control plane resource in it."""
     async with running_client(tmp_path / "state", database_url) as client:
         yield client
+
+
+@pytest.fixture
+async def admin(database_url: str, tmp_path: Path) -> AsyncIterator[Admin]:
+    settings = Settings(state_dir=tmp_path / "state", database_url=database_url, grpc_port=0, admin_token=TOKEN)
+    plane = ControlPlane(settings)
+    async with plane.running():
+        admin = Admin(plane)
+        await admin.prepare()
+        yield admin
+        await admin.http.aclose()

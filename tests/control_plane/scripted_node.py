@@ -88,19 +88,20 @@ class ScriptedNode:
 
     async def hello(
         self,
-        known_hash: str = "",
+        known: Received | None = None,
         version: str = VERSION,
         plugins: Sequence[str] = ("key-auth",),
-        config_version: int = 0,
     ) -> config_pb2.ControlMessage:
-        """Say hello; returns the first answer: a Welcome or a Refusal."""
+        """Say hello, running `known`; returns the first answer: a Welcome or a Refusal."""
+        if known is not None:
+            self.known[known.hash] = known.payload
         hello = config_pb2.Hello(
             node_id=self.id,
             hostname="node",
             version=version,
             plugins=plugins,
-            hash=known_hash,
-            config_version=config_version,
+            hash=known.hash if known else "",
+            config_version=known.version if known else 0,
             workers=[],
         )
         await self.send(config_pb2.NodeMessage(hello=hello))

@@ -9,7 +9,8 @@ import orjson
 import pytest
 import zstandard
 
-from control_plane.cache import CHUNK_BYTES, HISTORY, SnapshotCache
+from control_plane import cache as caching
+from control_plane.cache import CHUNK_BYTES, Parcel, SnapshotCache
 from control_plane.snapshot import Snapshot
 from gateway_schema.delta import Catalogue
 from gateway_schema.document import hash_of
@@ -33,6 +34,7 @@ class Store:
     def __init__(self) -> None:
         self.content = "first"
         self.version = 1
+        self.others: dict[str, bytes] = {}
         self.builds = 0
         self.reading = asyncio.Event()
         self.gate = asyncio.Event()
@@ -46,7 +48,7 @@ class Store:
         self.reading.set()
         content, version = self.content, self.version
         await self.gate.wait()
-        return snapshot_of(control_plane_id, version, content)
+        return snapshot_of(control_plane_id, version, content, **self.others)
 
 
 async def test_wishes_that_come_while_a_build_runs_share_the_next_one() -> None:
@@ -85,28 +87,18 @@ async def test_an_equal_hash_keeps_the_older_version() -> None:
     first = await cache.refresh("cp")
     store.write("first")
     assert await cache.refresh("cp") is first
-    assert len(cache.history("cp")) == 1
-
-
-async def test_history_is_short() -> None:
-    store = Store()
-    cache = SnapshotCache(store.load)
-    for number in range(HISTORY + 5):
-        store.write(str(number))
-        await cache.refresh("cp")
-    kept = cache.history("cp")
-    assert len(kept) == HISTORY
-    assert kept[-1].snapshot.version == HISTORY + 6
+    assert (await cache.get("cp")).snapshot is first
 
 
 async def test_a_large_snapshot_goes_in_parts_that_make_up_the_whole() -> None:
     store = Store()
     store.content = random.Random(1).randbytes(2_000_000).hex()
     parcel = await SnapshotCache(store.load).get("cp")
-    assert len(parcel.parts) > 1
-    assert all(len(part) <= CHUNK_BYTES for part in parcel.parts)
-    assert zstandard.ZstdDecompressor().decompress(b"".join(parcel.parts)) == parcel.snapshot.payload
-    assert parcel.plugins == {"key-auth"}
+    packed, again = await asyncio.gather(parcel.parts(), parcel.parts())
+    assert packed is again  # once, for all streams
+    assert len(packed) > 1
+    assert all(len(part) <= CHUNK_BYTES for part in packed)
+    assert zstandard.ZstdDecompressor().decompress(b"".join(packed)) == parcel.snapshot.payload
 
 
 async def test_a_build_that_fails_tells_who_asked_and_spoils_nothing() -> None:
@@ -121,3 +113,89 @@ async def test_a_build_that_fails_tells_who_asked_and_spoils_nothing() -> None:
     with pytest.raises(ConnectionError):
         await failing.refresh("cp")
     assert (await cache.get("cp")).snapshot is first
+
+
+# -- deltas
+
+
+OTHERS = {f"s{number}": entity(f"s{number}", "a service of some length") for number in range(20)}
+
+
+def parcels(*contents: str) -> list[Parcel]:
+    """Successive parcels, each with another content of the one route among many services."""
+    first, *later = [snapshot_of("cp", number, content, **OTHERS) for number, content in enumerate(contents, 1)]
+    made = [Parcel(first)]
+    for snapshot in later:
+        made.append(made[-1].next(snapshot))
+    return made
+
+
+def test_there_is_a_way_from_each_former_snapshot_over_all_that_lie_between() -> None:
+    made = parcels("one", "two", "three", "four")
+    for former in made[:-1]:
+        way = made[-1].way_from(former.snapshot.hash)
+        assert way is not None
+        assert (way.version, way.hash) == (former.snapshot.version, former.snapshot.hash)
+        assert way.delta.puts == (("routes", "r", entity("r", "four")),)
+        assert former.snapshot.catalogue.after(way.delta).payload() == made[-1].snapshot.payload
+
+
+def test_a_way_is_made_once_and_shared() -> None:
+    one, two = parcels("one", "two")
+    assert two.way_from(one.snapshot.hash) is two.way_from(one.snapshot.hash)
+
+
+def test_there_is_no_way_from_the_snapshot_itself_or_from_an_unknown_one() -> None:
+    made = parcels("one", "two")
+    assert made[-1].way_from(made[-1].snapshot.hash) is None
+    assert made[-1].way_from("f" * 32) is None
+    assert made[-1].way_from("") is None
+
+
+def test_of_two_former_snapshots_with_equal_content_the_newer_is_the_start() -> None:
+    made = parcels("one", "two", "one", "three")
+    way = made[-1].way_from(made[0].snapshot.hash)
+    assert way is not None
+    assert way.version == 3
+
+
+def test_a_change_that_is_hardly_smaller_than_the_whole_goes_whole() -> None:
+    one = Parcel(snapshot_of("cp", 1, "one"))
+    two = one.next(snapshot_of("cp", 2, "two" * 1000, **OTHERS))
+    assert two.way_from(one.snapshot.hash) is None
+    three = two.next(snapshot_of("cp", 3, "three", **OTHERS))
+    assert three.way_from(two.snapshot.hash) is not None
+
+
+def test_a_change_beyond_the_limit_goes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "MAX_DELTA_BYTES", 100)
+    one, two, three = parcels("one", "two" * 20, "three")
+    assert two.way_from(one.snapshot.hash) is None
+    assert three.way_from(one.snapshot.hash) is not None
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_STEPS", 3), ("MAX_STEP_BYTES", 200)])
+def test_what_is_kept_of_former_snapshots_is_bounded(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, limit, value)
+    made = parcels(*(f"content {number}" for number in range(10)))
+    known = [made[-1].way_from(former.snapshot.hash) is not None for former in made[:-1]]
+    assert known == [False] * 6 + [True] * 3
+
+
+async def test_a_cache_finds_the_way_from_what_it_had_before() -> None:
+    store = Store()
+    cache = SnapshotCache(store.load)
+    known = (await cache.get("cp")).snapshot
+    for content in ("second", "third"):
+        store.write(content)
+        await cache.refresh("cp")
+    way = (await cache.get("cp")).way_from(known.hash)
+    assert way is None  # the one route is the whole document
+    store.others = OTHERS
+    await cache.refresh("cp")
+    known = (await cache.get("cp")).snapshot
+    store.write("fourth")
+    await cache.refresh("cp")
+    way = (await cache.get("cp")).way_from(known.hash)
+    assert way is not None
+    assert way.delta.puts == (("routes", "r", entity("r", "fourth")),)

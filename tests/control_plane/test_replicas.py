@@ -349,17 +349,10 @@ async def test_a_certificate_that_is_revoked_through_one_ends_its_streams_on_the
 # -- nodes that move
 
 
-async def connect(node: ScriptedNode, known: Received | None = None) -> None:
-    if known is None:
-        await node.hello()
-    else:
-        await node.hello(known_hash=known.hash, config_version=known.version)
-
-
 async def test_a_node_that_leaves_is_offline_for_both(pair: Pair) -> None:
     async with channel(pair.first.plane, pair.keys) as opened:
         node = ScriptedNode(opened)
-        await connect(node)
+        await node.hello()
         await take(node)
         await pair.shows(pair.second, node, "in_sync")
     await pair.shows(pair.second, node, "offline")
@@ -374,12 +367,12 @@ async def test_a_node_that_moved_is_not_taken_offline_by_the_replica_that_it_lef
         pair = Pair(first, second)
         await pair.prepare()
         before = ScriptedNode(await old.enter_async_context(channel(first.plane, pair.keys)))
-        await connect(before)
+        await before.hello()
         known = await take(before)
         await pair.shows(second, before, "in_sync")
         async with channel(second.plane, pair.keys) as opened:
             node = ScriptedNode(opened, before.id)
-            await connect(node, known)
+            await node.hello(known=known)
             await node.status(known)
             await old.aclose()  # the first replica has written the end of each of its streams when it has closed
             assert await pair.state(second, node) == "in_sync"
@@ -388,11 +381,11 @@ async def test_a_node_that_moved_is_not_taken_offline_by_the_replica_that_it_lef
 async def test_what_is_said_on_a_stream_that_was_left_ends_it_and_changes_nothing(pair: Pair) -> None:
     async with channel(pair.first.plane, pair.keys) as a, channel(pair.second.plane, pair.keys) as b:
         before = ScriptedNode(a)
-        await connect(before)
+        await before.hello()
         known = await take(before)
         await pair.shows(pair.first, before, "in_sync")
         node = ScriptedNode(b, before.id)
-        await connect(node, known)
+        await node.hello(known=known)
         await pair.write(pair.second, "later")
         newer = await take(node)
         await pair.shows(pair.second, node, "in_sync")
@@ -405,15 +398,15 @@ async def test_what_is_said_on_a_stream_that_was_left_ends_it_and_changes_nothin
 async def test_a_node_is_not_sent_back_in_time_by_a_replica_that_has_not_heard_yet(line: Line, pair: Pair) -> None:
     async with channel(pair.first.plane, pair.keys) as a, channel(pair.second.plane, pair.keys) as b:
         other = ScriptedNode(b)
-        await connect(other)
+        await other.hello()
         await take(other)
         await hang_up(pair, line)
         node = ScriptedNode(a)
-        await connect(node)
+        await node.hello()
         await pair.write(pair.first, "newer")
         known = await take_until(node, "newer")
         moved = ScriptedNode(b, node.id)
-        await connect(moved, known)
+        await moved.hello(known=known)
         await pair.write(pair.second, "newest")
         assert services(await moved.snapshot()) == {"newer", "newest"}
         line.open.set()
@@ -422,7 +415,7 @@ async def test_a_node_is_not_sent_back_in_time_by_a_replica_that_has_not_heard_y
 async def test_a_node_is_not_called_in_sync_with_what_was_current_before(pair: Pair) -> None:
     async with channel(pair.first.plane, pair.keys) as opened:
         node = ScriptedNode(opened)
-        await connect(node)
+        await node.hello()
         await take(node)
         await pair.shows(pair.second, node, "in_sync")
         await pair.write(pair.second, "another")

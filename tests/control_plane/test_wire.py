@@ -6,69 +6,16 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import grpc
-import httpx
 import orjson
 import pytest
 
-from control_plane.app import ControlPlane, create_app
 from control_plane.discovery import version_problem
-from control_plane.settings import Settings
 from gateway_schema.document import hash_of
 from gateway_schema.wire import analytics_pb2, config_pb2
-from tests.control_plane.scripted_node import PATIENCE, KeyPair, ScriptedNode, ScriptedReporter, channel, key_pair
-
-TOKEN = "kpat_test"
-
-
-class Admin:
-    """The HTTP API, for one control plane with one registered certificate."""
-
-    def __init__(self, plane: ControlPlane) -> None:
-        self.plane = plane
-        self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(create_app(plane)),
-            base_url="http://control-plane",
-            headers={"Authorization": f"Bearer {TOKEN}"},
-        )
-        self.pair = key_pair()
-        self.path = ""
-        self.certificate_id = ""
-
-    async def prepare(self) -> None:
-        created = await self.http.post("/v2/control-planes", json={"name": "first"})
-        assert created.status_code == 201, created.text
-        self.path = f"/v2/control-planes/{created.json()['id']}"
-        self.certificate_id = await self.register(self.pair)
-
-    async def register(self, pair: KeyPair) -> str:
-        answer = await self.http.post(f"{self.path}/dp-client-certificates", json={"cert": pair.cert, "title": "t"})
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["item"]["id"])
-
-    async def change(self, name: str) -> None:
-        """Make another configuration, as a client does that waits for its snapshot."""
-        body = {"name": name, "host": f"{name}.internal"}
-        answer = await self.http.post(f"{self.path}/core-entities/services", json=body)
-        assert answer.status_code == 201, answer.text
-        await self.plane.snapshots.refresh(self.path.rsplit("/", 1)[1])
-
-    async def node(self, node_id: str) -> dict[str, Any]:
-        answer = await self.http.get(f"{self.path}/nodes/{node_id}")
-        assert answer.status_code == 200, answer.text
-        item: dict[str, Any] = answer.json()["item"]
-        return item
-
-    async def until(self, node_id: str, state: str) -> dict[str, Any]:
-        """The node's row once it is in that state; the test fails when that does not come."""
-        async with asyncio.timeout(PATIENCE):
-            while (node := await self.node(node_id))["sync_state"] != state:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        return node
+from tests.control_plane.administration import Admin
+from tests.control_plane.scripted_node import PATIENCE, ScriptedNode, ScriptedReporter, channel, key_pair
 
 
 async def logged(caplog: pytest.LogCaptureFixture, words: str) -> None:
@@ -76,17 +23,6 @@ async def logged(caplog: pytest.LogCaptureFixture, words: str) -> None:
     async with asyncio.timeout(PATIENCE):
         while words not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def admin(database_url: str, tmp_path: Path) -> AsyncIterator[Admin]:
-    settings = Settings(state_dir=tmp_path / "state", database_url=database_url, grpc_port=0, admin_token=TOKEN)
-    plane = ControlPlane(settings)
-    async with plane.running():
-        admin = Admin(plane)
-        await admin.prepare()
-        yield admin
-        await admin.http.aclose()
 
 
 async def test_a_node_gets_the_snapshot_and_counts_as_in_sync_once_it_acknowledges(admin: Admin) -> None:
@@ -118,7 +54,7 @@ async def test_a_node_that_has_the_snapshot_is_sent_only_the_next_one(admin: Adm
         known = await first.snapshot()
         await first.ack(known)
         again = ScriptedNode(opened)
-        await again.hello(known_hash=known.hash)
+        await again.hello(known=known)
         assert (await admin.node(again.id))["sync_state"] == "in_sync"
         await admin.change("two")
         assert (await again.snapshot()).version > known.version

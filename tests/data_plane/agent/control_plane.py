@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from data_plane.settings import Settings
+from gateway_schema.delta import Catalogue, changes_between, delta_of
 from gateway_schema.document import hash_of
 from gateway_schema.wire import analytics_pb2 as telemetry
 from gateway_schema.wire import config_pb2 as pb
@@ -190,6 +191,23 @@ class ControlPlane(ConfigSyncServicer, TelemetryServicer):
                 "chunk": data[part * size : (part + 1) * size],
             }
             self.send(pb.ControlMessage(snapshot=pb.Snapshot(**{**values, **changes})))
+        return f"n{self._nonce}"
+
+    def push_delta(self, version: int, former: bytes, document: bytes, **changes: Any) -> str:
+        """Send what leads from one canonical document to another; its nonce."""
+        self._nonce += 1
+        found = changes_between(Catalogue.read(former), Catalogue.read(document))
+        assert found is not None
+        delta = delta_of(found)
+        values = {
+            "from_hash": hash_of(former),
+            "to_version": version,
+            "hash": hash_of(document),
+            "nonce": f"n{self._nonce}",
+            "puts": [pb.EntityPut(type=name, entity=entity) for name, _, entity in delta.puts],
+            "deletes": [pb.EntityDelete(type=name, id=key) for name, key in delta.deletes],
+        }
+        self.send(pb.ControlMessage(delta=pb.Delta(**{**values, **changes})))
         return f"n{self._nonce}"
 
     async def answer_to(self, nonce: str) -> pb.Ack | pb.Nack:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,79 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_plane.agent import changes
-from data_plane.agent.changes import Applier, Assembly
-from data_plane.agent.fleet import Fleet
+from data_plane.agent.changes import Assembly
 from data_plane.agent.link import Backoff, open_channel
 from data_plane.agent.store import Snapshot, Store
-from data_plane.agent.sync import Sync
-from data_plane.settings import Settings, SettingsError
+from data_plane.settings import SettingsError
 from gateway_schema.document import hash_of
 from gateway_schema.wire import config_pb2 as pb
 from tests.data_plane.agent.control_plane import ControlPlane, eventually, make_identity
-from tests.data_plane.agent.workers import FakeWorker
+from tests.data_plane.agent.scripted import Node, restarted
 
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Backoff, "next", lambda self: 0.02)
-
-
-class Node:
-    """The part of an agent that configuration runs through, and its workers."""
-
-    def __init__(self, settings: Settings, workers: int = 2) -> None:
-        self.settings = settings
-        self.store = Store(settings.state_dir)
-        self.fleet = Fleet(settings.state_dir / "channel.sock", workers, lambda intake: None, self._changed)
-        self.applier = Applier(self.store, self.fleet, self.store.load(), lambda: self.sync.restart())
-        self.channel: Any = open_channel(settings)
-        self.sync = Sync(self.channel, self.store.node_id(), self.applier, self._status)
-        self.expected = workers
-        self.workers: list[FakeWorker] = []
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def _changed(self) -> None:
-        self.sync.worker_changed()
-
-    def _status(self) -> pb.Status:
-        current = self.applier.current
-        workers = [pb.Worker(index=link.index, version=link.version, state=link.state) for link in self.fleet.links]
-        return pb.Status(config_version=current.version if current else 0, workers=workers)
-
-    async def start(self, *, refuses: bytes = b"refused") -> None:
-        await self.fleet.open()
-        for index in range(self.expected):
-            self.workers.append(FakeWorker(self.settings.state_dir / "channel.sock", index))
-            self.workers[-1].refuses = refuses
-        self._tasks = [asyncio.create_task(self.applier.run()), asyncio.create_task(self.sync.run())]
-
-    async def stop(self) -> None:
-        for worker in self.workers:
-            await worker.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.channel.close()
-        await self.fleet.close()
-
-    def running(self) -> list[int]:
-        return [link.version for link in self.fleet.links]
-
-
-@pytest.fixture
-async def node(control_plane: ControlPlane, state_dir: Path) -> AsyncIterator[Node]:
-    made = Node(control_plane.settings(state_dir))
-    await made.start()
-    await control_plane.connected()
-    yield made
-    await made.stop()
-
-
-async def restarted(node: Node, **how: Any) -> Node:
-    await node.stop()
-    again = Node(node.settings)
-    await again.start(**how)
-    return again
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 async def test_a_node_introduces_itself(control_plane: ControlPlane, node: Node) -> None:
@@ -165,27 +101,21 @@ async def test_a_snapshot_that_would_unpack_beyond_all_measure_is_refused(
 
 
 async def test_of_snapshots_that_arrive_meanwhile_only_the_newest_is_applied(
-    control_plane: ControlPlane, node: Node
+    control_plane: ControlPlane, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.workers[0].hold = asyncio.Event()
     control_plane.push(1, b"one")
     await eventually(lambda: node.fleet.wanted is not None, "the first is under way")
+    arrived: list[str] = []
+    submit = node.applier.submit
+    monkeypatch.setattr(node.applier, "submit", lambda it, tell: (arrived.append(it.nonce), submit(it, tell)))
     stale = control_plane.push(2, b"two")
     newest = control_plane.push(3, b"three")
-    # The stream keeps order: when the delta behind them is answered, both have arrived.
-    control_plane.send(pb.ControlMessage(delta=pb.Delta(nonce="d")))
-    await control_plane.answer_to("d")
+    await eventually(lambda: arrived == [stale, newest], "both have arrived")
     node.workers[0].hold.set()
     await control_plane.answer_to(newest)
     assert [version for version, _ in node.workers[0].ran] == [1, 3]
     assert stale not in {ack.nonce for ack in control_plane.acks} | {nack.nonce for nack in control_plane.nacks}
-
-
-async def test_a_delta_is_answered_by_asking_for_the_whole(control_plane: ControlPlane, node: Node) -> None:
-    control_plane.send(pb.ControlMessage(delta=pb.Delta(nonce="d", from_version=1, to_version=2)))
-    nack = await control_plane.answer_to("d")
-    assert isinstance(nack, pb.Nack)
-    assert nack.error == "full snapshot wanted"
 
 
 async def test_the_same_snapshot_again_is_acknowledged_without_work(control_plane: ControlPlane, node: Node) -> None:
