@@ -7,16 +7,18 @@ of statements matters.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import orjson
-from sqlalchemy import Table, bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import content
+from control_plane.bulk import insert_rows
 from control_plane.holdings import Row
 from control_plane.models import (
     ENTITY_TABLES,
@@ -33,6 +35,7 @@ from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 
 _CHUNK = 500
 """Ids in one statement: drivers allow some 32,000 parameters, planners like fewer."""
+_MANY = 50
 
 
 @dataclass(slots=True)
@@ -63,14 +66,12 @@ class BatchWriter:
         """Returns the new version."""
         version = await self._next_version()
         await self._park(changes)
+        created = dict(_by_type(changes.creates))
+        updated = dict(_by_type(changes.puts[len(changes.creates) :]))
         for row in ENTITY_TYPES.values():
-            table = ENTITY_TABLES[row.name]
-            new = [self.values(item, version) for item in changes.creates if item.type is row]
-            if new:
-                await self._session.execute(insert(table), new)
-            changed = [self.values(after, version) for _, after in changes.updates if after.type is row]
-            if changed:
-                await self._update(table, changed)
+            await insert_rows(self._session, ENTITY_TABLES[row.name], await self._values(created.get(row), version))
+            if changed := await self._values(updated.get(row), version):
+                await self._update(ENTITY_TABLES[row.name], changed)
         await self._write_tags(changes)
         for row in reversed(list(ENTITY_TYPES.values())):
             await self._delete_rows(row, [item.id for item in changes.deletes if item.type is row])
@@ -122,8 +123,7 @@ class BatchWriter:
             for item in fresh
             for tag in item.tags
         ]
-        if rows:
-            await self._session.execute(insert(ENTITY_TAGS), rows)
+        await insert_rows(self._session, ENTITY_TAGS, rows)
 
     async def _delete_tags(self, items: Iterable[Row]) -> None:
         for row, group in _by_type(items):
@@ -160,6 +160,12 @@ class BatchWriter:
             query = select(table.c.id).where(self._mine(table), table.c[reference_column(field_name)].in_(chunk))
             found.extend((await self._session.execute(query)).scalars())
         return found
+
+    async def _values(self, rows: Sequence[Row] | None, version: int) -> list[dict[str, Any]]:
+        """The columns of rows; many are made off the loop, because secrets are encrypted one by one."""
+        if rows is None or len(rows) < _MANY:
+            return [self.values(row, version) for row in rows or ()]
+        return await asyncio.to_thread(lambda: [self.values(row, version) for row in rows])
 
     def values(self, row: Row, version: int) -> dict[str, Any]:
         """The columns of a row."""

@@ -183,6 +183,18 @@ def _limits(row: EntityType, written: Mapping[str, Any]) -> list[Violation]:
     for index, tag in enumerate(tags if isinstance(tags, list) else ()):
         if isinstance(tag, str) and len(tag) > MAX_KEY_LENGTH:
             found.append(Violation(("tags", index), f"length must be at most {MAX_KEY_LENGTH}"))
+    return found + _unfit(written)
+
+
+def _unfit(written: Mapping[str, Any]) -> list[Violation]:
+    """Fields that cannot be stored. Nearly always there are none, which the text of them all tells at once."""
+    try:
+        text = orjson.dumps(written)
+    except TypeError:  # nested deeper than the writer goes
+        text = b""
+    if text and b"\\u0000" not in text and text.count(b"{") + text.count(b"[") <= _MAX_DEPTH:
+        return []
+    found = []
     for key, value in written.items():
         if _is_too_deep(value):
             found.append(Violation((key,), _TOO_DEEP))

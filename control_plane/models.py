@@ -11,6 +11,7 @@ Times of entities are Unix seconds (as Kong shows them), those of control planes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -152,12 +153,14 @@ def digest_column(row: EntityType, unique: tuple[str, ...]) -> str | None:
     return f"{unique[0]}_digest" if is_secret(row.model.model_fields[unique[0]]) else None
 
 
-def unique_columns(row: EntityType) -> dict[str, tuple[str, ...]]:
+@cache
+def unique_columns(row: EntityType) -> Mapping[str, tuple[str, ...]]:
     """Columns that are unique within a control plane, each with the fields it stands for."""
     return {digest_column(row, unique) or unique[0]: unique for unique in row.unique}
 
 
-def lookup_columns(row: EntityType) -> dict[str, tuple[str, ...]]:
+@cache
+def lookup_columns(row: EntityType) -> Mapping[str, tuple[str, ...]]:
     """Columns of what the API finds an entity by, where that is not unique by itself."""
     key = row.endpoint_key
     return {key: (key,)} if key is not None and (key,) not in row.unique else {}

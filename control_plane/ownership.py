@@ -12,11 +12,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import orjson
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.bulk import insert_rows
 from control_plane.models import ENTITY_OWNERS
-from control_plane.rollups import chunks, upsert
+from control_plane.rollups import chunks
 
 if TYPE_CHECKING:
     from control_plane.holdings import Row
@@ -31,15 +32,23 @@ _CHUNK = 500
 class Owners:
     """The owner sets of one control plane's entities, as one transaction sees them."""
 
-    def __init__(self, known: Mapping[tuple[str, str], OwnerSet] | None = None) -> None:
-        self._known = dict(known or {})
+    def __init__(self, known: Mapping[str, Mapping[str, OwnerSet]] | None = None) -> None:
+        """`known`: owner sets by kind and id."""
+        self._known = known or {}
 
     def of(self, row: Row) -> OwnerSet:
-        return self._known.get((row.type.name, row.id), NOBODY)
+        known = self._known.get(row.type.name)
+        return known.get(row.id, NOBODY) if known else NOBODY
 
     def after(self, assigned: Iterable[tuple[Row, OwnerSet]]) -> Owners:
         """The owners once a plan's assignments are made."""
-        return Owners({**self._known, **{(row.type.name, row.id): owner for row, owner in assigned}})
+        known: dict[str, Mapping[str, OwnerSet]] = dict(self._known)
+        changed: dict[str, dict[str, OwnerSet]] = {}
+        for row, owner in assigned:
+            if (ours := changed.get(row.type.name)) is None:
+                ours = known[row.type.name] = changed[row.type.name] = dict(known.get(row.type.name, {}))
+            ours[row.id] = owner
+        return Owners(known)
 
 
 def words(owner: OwnerSet) -> str:
@@ -51,15 +60,14 @@ def words(owner: OwnerSet) -> str:
 
 
 async def load(session: AsyncSession, control_plane_id: str) -> Owners:
+    """Few rows, however many entities there are: a team's ids of a kind come together, as one text."""
     table = ENTITY_OWNERS
-    query = select(table.c.entity_type, table.c.entity_id, table.c.owner)
-    found = (await session.execute(query.where(table.c.control_plane_id == control_plane_id))).all()
-    sets: dict[str, OwnerSet] = {}
-    known = {}
-    for entity_type, entity_id, text in found:
-        if (owner := sets.get(text)) is None:
-            owner = sets[text] = frozenset(orjson.loads(text))
-        known[entity_type, entity_id] = owner
+    ids = func.aggregate_strings(table.c.entity_id, ",")
+    mine = table.c.control_plane_id == control_plane_id
+    query = select(table.c.entity_type, table.c.owner, ids).where(mine).group_by(table.c.entity_type, table.c.owner)
+    known: dict[str, dict[str, OwnerSet]] = {}
+    for entity_type, owner, listed in (await session.execute(query)).all():
+        known.setdefault(entity_type, {}).update(dict.fromkeys(listed.split(","), frozenset(orjson.loads(owner))))
     return Owners(known)
 
 
@@ -77,7 +85,7 @@ async def assign(session: AsyncSession, control_plane_id: str, assigned: Iterabl
         for row, owner in pairs
         if owner
     ]
-    await upsert(session, ENTITY_OWNERS, fresh)
+    await insert_rows(session, ENTITY_OWNERS, fresh, overwrite=True)
     left = sorted((row.type.name, row.id) for row, owner in pairs if not owner)
     for name, group in groupby(left, key=lambda key: key[0]):
         await release(session, control_plane_id, name, [entity_id for _, entity_id in group])

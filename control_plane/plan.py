@@ -78,8 +78,10 @@ class _Planner:
         self._plan = Plan()
         self._faults: list[dict[str, Any]] = []
         self._ids: dict[Item, str] = {}
-        self._paths: dict[tuple[str, str], Item] = {}
-        self._named: dict[tuple[str, str, str], str] = {}
+        self._items: dict[str, dict[str, Item]] = {name: {} for name in ENTITY_TYPES}
+        """What the document declares, by kind and id."""
+        self._named: dict[tuple[str, str], dict[str, str]] = {}
+        """Ids by the fields that recognise them: of a kind and a field, the id of each value."""
         self._uses: list[tuple[Item, str, Row]] = []
         self._links: dict[tuple[str, tuple[Any, ...] | None], str] = {}
         self._declared: list[tuple[Item, Row]] = []
@@ -91,15 +93,19 @@ class _Planner:
         for item in items:
             by_type[item.type.name].append(item)
         for name, group in by_type.items():
+            row = ENTITY_TYPES[name]
+            self._named.update({(name, key): {} for key in row.match})
             reserved = {str(item.body["id"]).lower() for item in group if item.body.get("id")}
             for item in group:
-                self._declare(ENTITY_TYPES[name], item, reserved)
+                self._declare(row, item, reserved)
 
     def _declare(self, row: EntityType, item: Item, reserved: set[str]) -> None:
-        references = self._references(row, item)
-        if references is None:
-            return
-        body = {**item.body, **references} if references else item.body
+        body = item.body
+        if row.parents or row.lists:
+            references = self._references(row, item)
+            if references is None:
+                return
+            body = {**body, **references}
         given = body.get("id")
         if given is not None and not _is_uuid(given):
             self._fault(item, Violation(("id",), "expected a valid UUID"))
@@ -109,18 +115,18 @@ class _Planner:
         if row.is_link:
             # Said from both ends, or twice: it is so all the same.
             entity_id = self._links.setdefault((row.name, unique_key(row, body, row.unique[0])), entity_id)
-            if (row.name, entity_id) in self._paths:
+            if entity_id in self._items[row.name]:
                 return
-        if (first := self._paths.setdefault((row.name, entity_id), item)) is not item:
+        if (first := self._items[row.name].setdefault(entity_id, item)) is not item:
             self._fault(item, Violation((), f"is declared twice: first at {render_path(first.path)}"))
             return
         self._ids[item] = entity_id
         for key in row.match:
-            if body.get(key):
-                self._named[row.name, key, str(body[key])] = entity_id
-        if before is not None and row.is_link:
-            return  # there is nothing about it that could differ
+            if value := body.get(key):
+                self._named[row.name, key][str(value)] = entity_id
         if before is not None:
+            if row.is_link:
+                return  # there is nothing about it that could differ
             self._declared.append((item, before))
         if before is not None and not self._adopt and not self._governs(before):
             self._fault(item, Violation((), self._not_governed(before)))
@@ -197,11 +203,11 @@ class _Planner:
         return found if listed.key is None else {**{k: v for k, v in entry.items() if k != "name"}, listed.key: found}
 
     def _target(self, item: Item, name: str, parent: EntityType, key: str) -> str | None:
-        declared = [self._named.get((parent.name, field_name, key)) for field_name in parent.match]
+        declared = [self._named.get((parent.name, field_name), {}).get(key) for field_name in parent.match]
         if (found := next(filter(None, declared), None)) is not None:
             return found
         entity_id = key.lower()
-        if (parent.name, entity_id) in self._paths:
+        if entity_id in self._items[parent.name]:
             return entity_id
         indexes = [self._holdings.by(parent, (field_name,)).get((key,)) for field_name in parent.match]
         candidates = [self._holdings.of(parent.name).get(entity_id), *indexes]
@@ -212,8 +218,9 @@ class _Planner:
         return held.id
 
     def _unknown(self, parent: EntityType, key: str) -> str:
-        known = {name for kind, _, name in self._named if kind == parent.name}
+        known: set[str] = set()
         for field_name in parent.match:
+            known |= self._named.get((parent.name, field_name), {}).keys()
             known |= {str(name[0]) for name in self._holdings.by(parent, (field_name,))}
         suggestion = nearest(key, sorted(known)[:2000])
         hint = f" (did you mean '{suggestion}'?)" if suggestion else ""
@@ -224,12 +231,10 @@ class _Planner:
     def delete_undeclared(self, sparing: bool) -> None:
         """`sparing`: deleting much of it would be a surprise."""
         for row in reversed(list(ENTITY_TYPES.values())):
-            for held in self._holdings.of(row.name).values():
-                if not self._governs(held):
-                    continue
-                self._plan.governed += sparing
-                if (row.name, held.id) not in self._paths:
-                    self._plan.deletes.append(held)
+            declared = self._items[row.name]
+            governed = [held for held in self._holdings.of(row.name).values() if self._governs(held)]
+            self._plan.governed += len(governed) if sparing else 0
+            self._plan.deletes += [held for held in governed if held.id not in declared]
 
     def finish(self) -> Plan:
         self._delete_loose_links()
@@ -253,7 +258,7 @@ class _Planner:
         for row in ENTITY_TYPES.values():
             for held in self._holdings.of(row.name).values() if row.is_link and going else ():
                 ends = {held.reference(name) for name in row.parents}
-                if ends & going and held.id not in going and (row.name, held.id) not in self._paths:
+                if ends & going and held.id not in going and held.id not in self._items[row.name]:
                     self._plan.deletes.insert(0, held)
 
     def _settle_ownership(self) -> None:
@@ -291,7 +296,7 @@ class _Planner:
     def _place_of_absent(self, row: Row) -> Path:
         """Where in the document one would look for what it does not declare: inside its parent, or in its list."""
         for name, parent in row.type.parents.items():
-            item = self._paths.get((parent.type, row.reference(name) or ""))
+            item = self._items[parent.type].get(row.reference(name) or "")
             if item is not None:
                 return item.path
         return (row.type.file_key,) if row.type.file_key else ()
@@ -305,15 +310,13 @@ class _Planner:
             for child, name, _ in children_of(parent.name):
                 for held in self._holdings.of(child.name).values():
                     target = held.reference(name)
-                    key = (child.name, held.id)
-                    if target not in ids or key in going or key in self._paths:
+                    if target not in ids or (child.name, held.id) in going or held.id in self._items[child.name]:
                         continue
                     gone = self._holdings.of(parent.name)[str(target)]
                     self._conflict(gone, held)
             for lister, name, listed in lists_of(parent.name):
                 for held in self._holdings.of(lister.name).values():
-                    key = (lister.name, held.id)
-                    if key in going or key in self._paths:
+                    if (lister.name, held.id) in going or held.id in self._items[lister.name]:
                         continue
                     for target in ids & listed.ids(held.written.get(name)):
                         self._conflict(self._holdings.of(parent.name)[target], held)
@@ -340,11 +343,11 @@ class _Planner:
                     stays = held is not None and (name, held.id) not in going and (name, held.id) not in puts
                     holder = held if held is not None and stays else row
                 if holder.id != entity_id:
-                    self._fault(self._paths[name, entity_id], Violation(_key_path(fields), self._taken(holder, fields)))
+                    self._fault(self._items[name][entity_id], Violation(_key_path(fields), self._taken(holder, fields)))
 
     def _taken(self, holder: Row, fields: Sequence[str]) -> str:
         what = "this name" if fields[-1] in {"name", "username", "instance_name"} else f"this {' and '.join(fields)}"
-        known = self._paths.get((holder.type.name, holder.id))
+        known = self._items[holder.type.name].get(holder.id)
         if known is not None:
             return f"{what} is declared twice: also at {render_path(known.path)}"
         tags = "" if self._governs(holder) else f", which does not carry {words(self._tags)}"
@@ -355,7 +358,7 @@ class _Planner:
     def _governs(self, row: Row) -> bool:
         """Whether the row is in the document's reach: it carries the tags, or was last written under them."""
         tags = self._tags
-        return not tags or tags <= set(row.written.get("tags") or ()) or self._owners.of(row) == tags
+        return not tags or self._owners.of(row) == tags or tags <= set(row.written.get("tags") or ())
 
     def _not_governed(self, row: Row) -> str:
         owner = self._owners.of(row)
@@ -380,9 +383,9 @@ def _item_title(item: Item) -> str:
 
 def _says_the_same(body: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
     """The short cut that makes large unchanged documents cheap; what it misses, the comparison finds."""
-    return len(body) - ("id" in body) == len(written) and all(
-        key in written and written[key] == value for key, value in body.items() if key != "id"
-    )
+    if "id" in body:
+        body = {key: value for key, value in body.items() if key != "id"}
+    return body == written
 
 
 def _key_path(fields: Sequence[str]) -> Path:

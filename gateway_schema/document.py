@@ -44,6 +44,7 @@ _LATER = frozenset(
     }
 )
 """decK's keys for entities that this version does not keep."""
+_TEXT = frozenset({str})
 
 
 @dataclass(slots=True, eq=False)
@@ -106,9 +107,9 @@ class _Reader:
                 self._entities(row, self._data.get(row.file_key), (row.file_key,), None)
         if self._violations:
             raise SchemaViolation(self._violations)
-        for item in self._items:
-            if tags:
-                item.body["tags"] = list(dict.fromkeys([*(item.body.get("tags") or []), *tags]))
+        for item in self._items if tags else ():
+            own = item.body.get("tags")
+            item.body["tags"] = list(dict.fromkeys([*own, *tags])) if own else list(tags)
         konnect = self._data.get("_konnect") or {}
         return Declaration(self._items, tags, konnect.get("control_plane_name") or konnect.get("runtime_group_name"))
 
@@ -178,28 +179,33 @@ class _Reader:
             self._fault(path, "expected an array")
             return
         for index, entry in enumerate(value):
-            if isinstance(entry, Mapping):
+            if isinstance(entry, dict) or isinstance(entry, Mapping):  # the first is the rule, and cheap
                 self._entity(row, dict(entry), (*path, index), parent)
             else:
                 self._fault((*path, index), "expected a record")
 
     def _entity(self, row: EntityType, body: dict[str, Any], path: Path, parent: tuple[str, Item] | None) -> None:
-        if not all(isinstance(key, str) for key in body):
+        if not _TEXT.issuperset(map(type, body)):
             self._fault(path, "expected a record with names as keys")
             return
         nested = _nested_keys(row.name)
-        children = {key: body.pop(key) for key in list(body) if key in nested}
+        children = {}
+        if not nested.keys().isdisjoint(body):
+            children = {key: body.pop(key) for key in list(body) if key in nested}
         item = Item(row, body, path)
-        self._refer(item, parent)
+        if row.parents:
+            self._refer(item, parent)
         if row.name == "plugins":
             self._merge_shared_config(item)
-        self._fill_defaults(item)
+        if self._defaults:
+            self._fill_defaults(item)
         if self._skip_hash and "skip_hash" in row.model.shorthands:
             body["skip_hash"] = True
         self._suggest_nested(item)
-        if not isinstance(body.get("tags"), list | None):
+        if not isinstance(body.get("tags", []), list) and body["tags"] is not None:
             self._fault((*path, "tags"), "expected a set")
-        body.update(row.model.expand(body))
+        if (expanded := row.model.expand(body)) is not body:
+            body.update(expanded)
         for key in row.model.shorthands:
             if isinstance(body.get(key), str):
                 body.pop(key)
@@ -235,6 +241,8 @@ class _Reader:
                 if value is not None:
                     self._fault((*item.path, name), f"stands inside its {name} already: leave this field out")
                 item.references[name] = parent[1]
+            elif value is None:
+                continue
             elif isinstance(value, str):
                 item.references[name] = value
             elif isinstance(value, Mapping):
@@ -243,7 +251,7 @@ class _Reader:
                     self._fault((*item.path, name), "expected a reference: a name, or {id: …} or {name: …}")
                 else:
                     item.references[name] = key
-            elif value is not None:
+            else:
                 self._fault((*item.path, name), "expected a reference: a name, or {id: …} or {name: …}")
 
     def _merge_shared_config(self, item: Item) -> None:
@@ -267,10 +275,9 @@ class _Reader:
     def _suggest_nested(self, item: Item) -> None:
         """Unknown keys are refused with the entity's other fields, but only here are nested keys known too."""
         fields = _file_fields(item.type.name)
-        for key in list(item.body):
-            if key not in fields:
-                self._fault((*item.path, key), unknown_field(key, fields))
-                item.body.pop(key)
+        for key in () if fields.issuperset(item.body) else [key for key in item.body if key not in fields]:
+            self._fault((*item.path, key), unknown_field(key, fields))
+            item.body.pop(key)
 
 
 @cache

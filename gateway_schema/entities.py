@@ -10,6 +10,7 @@ import ipaddress
 import re
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -228,7 +229,8 @@ class Service(Entity):
         return self
 
 
-def _split_url(url: str) -> dict[str, Any]:
+@lru_cache(maxsize=16_384)
+def _split_url(url: str) -> Mapping[str, Any]:
     """Kong's `url` shorthand: protocol, host, port and path. What cannot be read is left for the schema to refuse."""
     try:
         parts = urlsplit(url)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from gateway_schema.balancing import Target, Upstream
@@ -71,7 +72,7 @@ class Listed:
         return {entry.lower() for entry in found if isinstance(entry, str)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class EntityType:
     name: str
     """Plural, as tables, snapshots and error messages say it: `services`."""
@@ -108,13 +109,13 @@ class EntityType:
     fractional_times: bool = False
     """Whether times are seconds with a fraction."""
 
-    @property
+    @cached_property
     def recognised_by(self) -> tuple[tuple[str, ...], ...]:
         """Sets of fields that recognise an entity without `id`; the first that finds one wins."""
         alone = tuple((name,) for name in self.match)
         return (*alone, self.match_together) if self.match_together else alone or self.unique[:1]
 
-    @property
+    @cached_property
     def is_link(self) -> bool:
         """Whether it only says that two others belong together."""
         return any(parent.link for parent in self.parents.values())

@@ -1,8 +1,9 @@
-"""A real PostgreSQL for the tests, started from the machine's own binaries, once per run."""
+"""A real PostgreSQL, started from the machine's own binaries: for the tests once per run, for the benchmarks too."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
 import os
 import shutil
@@ -21,19 +22,16 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from control_plane.database import driver_url
 
 
-def _missing(what: str) -> None:
-    """Skip, or fail where everything must run."""
-    if os.environ.get("TANDEM_REQUIRE_ALL") == "1":
-        pytest.fail(f"{what} is missing and TANDEM_REQUIRE_ALL=1")
-    pytest.skip(f"{what} is missing on this machine")
+class Missing(Exception):
+    """The machine lacks what the message names."""
 
 
 def _binaries() -> Path:
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), key=lambda path: int(path.split("/")[4]))
     path = found[-1] if found else shutil.which("initdb")
     if path is None:
-        _missing("PostgreSQL (initdb)")
-    return Path(str(path)).parent
+        raise Missing("PostgreSQL (initdb)")
+    return Path(path).parent
 
 
 def _unprivileged() -> list[str]:
@@ -41,7 +39,7 @@ def _unprivileged() -> list[str]:
     if os.geteuid() != 0:
         return []
     if shutil.which("runuser") is None:
-        _missing("runuser")
+        raise Missing("runuser")
     return ["runuser", "-u", "postgres", "--"]
 
 
@@ -51,15 +49,19 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URL of a running PostgreSQL, without a database name."""
+@contextlib.contextmanager
+def running(durable: bool = False) -> Iterator[str]:
+    """The URL of a running PostgreSQL, without a database name. Raises Missing.
+
+    `durable`: it waits for the disk, as in production; tests do without.
+    """
     binaries, prefix = _binaries(), _unprivileged()
     base = Path(tempfile.mkdtemp(prefix="tandem-pg-"))
     if prefix:
         shutil.chown(base, "postgres")
     port = _free_port()
-    options = f"-p {port} -k {base} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=60"
+    fsync = "on" if durable else "off"
+    options = f"-p {port} -k {base} -c listen_addresses=127.0.0.1 -c fsync={fsync} -c max_connections=60"
 
     def run(*command: str) -> None:
         subprocess.run([*prefix, *command], check=True, cwd="/", stdout=subprocess.DEVNULL, timeout=60)
@@ -74,6 +76,19 @@ def postgresql() -> Iterator[str]:
             run(*control, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a running PostgreSQL, without a database name; skips, or fails where everything must run."""
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(running())
+        except Missing as missing:
+            if os.environ.get("TANDEM_REQUIRE_ALL") == "1":
+                pytest.fail(f"{missing} is missing and TANDEM_REQUIRE_ALL=1")
+            pytest.skip(f"{missing} is missing on this machine")
+        yield url
 
 
 async def execute(url: str, statement: str) -> None:
