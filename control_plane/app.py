@@ -23,9 +23,12 @@ from control_plane.api import (
     analytics,
     apply,
     audit,
+    config_stores,
     entities,
+    extras,
     groups,
     konnect,
+    memberships,
     nodes,
     plans,
     receipts,
@@ -176,6 +179,9 @@ def create_app(plane: ControlPlane) -> FastAPI:
 def _routers() -> list[APIRouter]:
     return [
         konnect.router,
+        memberships.router,
+        config_stores.router,
+        extras.router,
         entities.router({"consumer_groups": groups.Groups()}),
         groups.router(),
         schemas.router,

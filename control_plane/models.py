@@ -72,6 +72,31 @@ class ControlPlane(Base):
     updated_at: Mapped[int]
 
 
+class ControlPlaneMember(Base):
+    """A control plane in a group of control planes; groups are in no group."""
+
+    __tablename__ = "control_plane_members"
+    __table_args__ = (Index(None, "member_id"),)
+
+    group_id: Mapped[str] = mapped_column(Id, ForeignKey("control_planes.id", ondelete="CASCADE"), primary_key=True)
+    member_id: Mapped[str] = mapped_column(Id, ForeignKey("control_planes.id", ondelete="CASCADE"), primary_key=True)
+    created_at: Mapped[int]
+    """Unix milliseconds."""
+
+
+class ConfigStore(Base):
+    """A named place for secrets; vaults of type `konnect` refer to it. Times in Unix milliseconds."""
+
+    __tablename__ = "config_stores"
+    __table_args__ = (Index(None, "control_plane_id", "id"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    control_plane_id: Mapped[str] = mapped_column(Id, ForeignKey("control_planes.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(100))
+    created_at: Mapped[int]
+    updated_at: Mapped[int]
+
+
 class Token(Base):
     """A bearer token of the API. The token itself is shown once, when it is made; only its digest is kept."""
 
@@ -421,3 +446,18 @@ SAVED_PLANS = Table(
     Index(None, "expires_ms"),
 )
 """Plans to be applied later, to the version they were made against and to no other; encrypted."""
+
+# -- config stores
+
+CONFIG_STORE_SECRETS = Table(
+    "config_store_secrets",
+    metadata,
+    Column("store_id", Id, ForeignKey("config_stores.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(512), primary_key=True),
+    Column("control_plane_id", Id, ForeignKey("control_planes.id", ondelete="CASCADE"), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index(None, "control_plane_id"),
+)
+"""Secrets of config stores: the key in clear, the value sealed. Times in Unix milliseconds."""

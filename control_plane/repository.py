@@ -145,6 +145,14 @@ class Repository:
         found = (await self._session.execute(_columns(table).where(self._mine(table), *conditions))).all()
         return decoded(row, found, self._cipher)[0] if found else None
 
+    async def listing(self, row: EntityType, field_name: str, entity_id: str) -> Sequence[Row]:
+        """The rows of a kind that have this id in a field that is a list of references, in the order of ids."""
+        table = ENTITY_TABLES[row.name]
+        mentions = func.lower(cast(table.c.written, Text)).contains(entity_id)
+        query = _columns(table).where(self._mine(table), mentions).order_by(table.c.id)
+        found = decoded(row, (await self._session.execute(query)).all(), self._cipher)
+        return [held for held in found if entity_id in row.lists[field_name].ids(held.written.get(field_name))]
+
     def _conditions(self, row: EntityType, table: Table, filters: Filters) -> Iterable[Any]:
         if filters.scope is not None:
             yield table.c[reference_column(filters.scope.field)] == filters.scope.parent_id
@@ -286,13 +294,9 @@ class Repository:
         return {**rest, str(listed.key): found.id}
 
     async def _check_not_listed(self, row: Row) -> None:
-        for lister, name, listed in lists_of(row.type.name):
-            table = ENTITY_TABLES[lister.name]
-            mentions = func.lower(cast(table.c.written, Text)).contains(row.id)
-            query = _columns(table).where(self._mine(table), mentions)
-            for held in decoded(lister, (await self._session.execute(query)).all(), self._cipher):
-                if row.id in listed.ids(held.written.get(name)):
-                    raise ListedByOthers(row.type.kind, row.id, lister.name, held.id)
+        for lister, name, _ in lists_of(row.type.name):
+            if holders := await self.listing(lister, name, row.id):
+                raise ListedByOthers(row.type.kind, row.id, lister.name, holders[0].id)
 
     async def _check_references(self, row: Row) -> None:
         for name, listed in row.type.lists.items():

@@ -27,7 +27,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane import content
 from control_plane.database import Database
 from control_plane.errors import StartError
-from control_plane.models import ENTITY_TABLES, SAVED_PLANS, SNAPSHOTS, ControlPlane, Keyring
+from control_plane.models import (
+    CONFIG_STORE_SECRETS,
+    ENTITY_TABLES,
+    SAVED_PLANS,
+    SNAPSHOTS,
+    ControlPlane,
+    Keyring,
+)
 from control_plane.sealed import reseal
 from control_plane.secrets import Cipher, key_path, open_cipher, parse_keys, read_keys
 from control_plane.settings import Settings
@@ -35,7 +42,7 @@ from gateway_schema.registry import ENTITY_TYPES
 
 BATCH = 200
 """Rows in one transaction."""
-_SEALED = (SNAPSHOTS, SAVED_PLANS)
+_SEALED = (SNAPSHOTS, SAVED_PLANS, CONFIG_STORE_SECRETS)
 """Tables whose `payload` is a sealed document."""
 _MOST_PASSES = 10
 

@@ -25,6 +25,7 @@ from control_plane.repository import as_id
 router = APIRouter(tags=["control planes"])
 
 ORGANIZATION_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "urn:tandem:organization"))
+REGION = "local"
 _NAME_TAKEN = "Control Plane with provided name already exists."
 _RESERVED = ("kong", "konnect", "mesh", "kic", "_")
 _LABEL_VALUE = re.compile(r"^[a-z0-9A-Z]([a-z0-9A-Z\-._]*[a-z0-9A-Z])?$")
@@ -220,11 +221,17 @@ async def get_user(principal: AnyReader) -> Response:
             "full_name": principal.name,
             "preferred_name": principal.name,
             "active": True,
-            "inferred_region": "local",
+            "inferred_region": REGION,
             "created_at": created,
             "updated_at": created,
         }
     )
+
+
+@router.get("/v3/available-regions")
+async def list_regions(_: AnyReader) -> Response:
+    """There is one region: here."""
+    return answer({"regions": {"stable": [REGION], "beta": []}})
 
 
 async def find(session: AsyncSession, control_plane_id: str) -> ControlPlane:

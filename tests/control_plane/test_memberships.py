@@ -1,0 +1,100 @@
+"""Groups of control planes: members, and whether their entities get in one another's way."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from control_plane.api.memberships import GROUP
+from tests.control_plane.callers import caller
+from tests.control_plane.client import Client
+
+
+async def group_of(client: Client, *members: str) -> str:
+    body = {"name": "group", "cluster_type": GROUP}
+    created = await client.call("POST", "/v2/control-planes", body, 201)
+    path = f"/v2/control-planes/{created['id']}"
+    await client.call("PUT", f"{path}/group-memberships", ids(*members), 204)
+    return path
+
+
+def ids(*members: str) -> dict[str, Any]:
+    return {"members": [{"id": member} for member in members]}
+
+
+async def names(client: Client, path: str) -> list[str]:
+    return sorted(item["name"] for item in (await client.get(f"{path}/group-memberships"))["data"])
+
+
+async def test_members_are_added_replaced_and_removed(client: Client) -> None:
+    second, third = await client.another("second"), await client.another("third")
+    path = await group_of(client)
+    members = f"{path}/group-memberships"
+    for _ in range(2):
+        await client.call("POST", f"{members}/add", ids(client.id, second.id), 204)
+        assert await names(client, path) == ["first", "second"]
+    await client.call("PUT", members, ids(second.id, third.id), 204)
+    assert await names(client, path) == ["second", "third"]
+    await client.call("POST", f"{members}/remove", ids(third.id, client.id), 204)
+    assert await names(client, path) == ["second"]
+    assert await client.get(f"/v2/control-planes/{second.id}/group-member-status") == {"is_member": True}
+    assert await client.get(f"/v2/control-planes/{third.id}/group-member-status") == {"is_member": False}
+    await client.call("DELETE", f"/v2/control-planes/{second.id}", expect=204)
+    assert await names(client, path) == []
+
+
+async def test_members_come_in_pages_with_their_number_on_the_first(client: Client) -> None:
+    others = [await client.another(f"member-{number}") for number in range(3)]
+    path = await group_of(client, *(other.id for other in others))
+    first = await client.get(f"{path}/group-memberships", {"page[size]": "2"})
+    assert first["meta"]["page"]["total"] == 3
+    assert first["meta"]["page"]["size"] == 2
+    second = await client.call("GET", first["meta"]["page"]["next"].removeprefix("http://plane"))
+    assert second["meta"]["page"] == {"size": 2, "next": None}
+    found = [item["id"] for item in (*first["data"], *second["data"])]
+    assert sorted(found) == sorted(other.id for other in others)
+
+
+async def test_only_groups_have_members_and_no_group_is_one(client: Client) -> None:
+    path = await group_of(client)
+    inner = await client.call("POST", "/v2/control-planes", {"name": "inner", "cluster_type": GROUP}, 201)
+    for member, rule in ((inner["id"], "invalid"), (str(uuid.uuid4()), "missing_reference"), ("x", "is_uuid")):
+        refused = await client.call("PUT", f"{path}/group-memberships", ids(client.id, member), 400)
+        assert [(item["field"], item["rule"]) for item in refused["invalid_parameters"]] == [("members.1.id", rule)]
+    assert await names(client, path) == []
+    single = f"/v2/control-planes/{client.id}"
+    for method, where in (("GET", "group-memberships"), ("GET", "group-status"), ("PUT", "group-memberships")):
+        await client.call(method, f"{single}/{where}", ids() if method == "PUT" else None, 400)
+
+
+async def test_what_two_members_both_hold_is_a_conflict(client: Client) -> None:
+    other = await client.another("other")
+    path = await group_of(client, client.id, other.id)
+    for one in (client, other):
+        await one.call("POST", "services", {"name": f"only-{one.id}", "host": "a.test"}, 201)
+    status = await client.get(f"{path}/group-status")
+    assert (status["item"]["state"], status["item"]["conflicts"]) == ("OK", [])
+    made = [await one.call("POST", "services", {"name": "shared", "host": "a.test"}, 201) for one in (client, other)]
+    status = await client.get(f"{path}/group-status")
+    assert status["item"]["state"] == "CONFLICT"
+    found = {(item["cluster_id"], item["resource"]["id"]) for item in status["item"]["conflicts"]}
+    assert found == {(client.id, made[0]["id"]), (other.id, made[1]["id"])}
+    assert {item["resource"]["type"] for item in status["item"]["conflicts"]} == {"service"}
+
+
+@pytest.mark.parametrize("verb", ["add", "remove"])
+async def test_a_limited_token_takes_in_nobody_whom_it_may_not_touch(client: Client, verb: str) -> None:
+    path = await group_of(client)
+    async with caller(client, "read", "admin", control_plane_id=path.rpartition("/")[2]) as limited:
+        refused = await limited.call("POST", f"{path}/group-memberships/{verb}", ids(client.id), 403)
+        assert refused["limited_to"] in path
+    async with caller(client, "read", "write") as writer:
+        await writer.call("POST", f"{path}/group-memberships/{verb}", ids(client.id), 403)
+
+
+async def test_a_change_of_members_has_its_line(client: Client) -> None:
+    path = await group_of(client, client.id)
+    (line,) = (await client.get("/v2/audit-logs", {"entity_id": path.rpartition("/")[2], "action": "update"}))["data"]
+    assert line["details"] == {"members": 1}
