@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sqlite3
 import sys
@@ -14,6 +15,7 @@ import pytest
 from control_plane.holdings import Holdings
 from gateway_schema.document import hash_of
 from tests.control_plane.client import Client, running_client
+from tests.thorough import times
 
 RECIPE: dict[str, Any] = {
     "_format_version": "3.0",
@@ -183,14 +185,32 @@ async def test_concurrent_single_writes_lose_nothing_and_break_no_uniqueness(cli
 
 
 async def test_random_documents_applied_one_after_another(client: Client) -> None:
-    """On real databases: apply, dump, apply changes nothing; what is held equals a fresh reading of the tables."""
+    """On real databases.
+
+    Apply, dump, apply changes nothing; a document after another leaves what it leaves alone; what is held equals a
+    fresh reading of the tables.
+    """
     rng = random.Random(7)
-    for _ in range(12):
+    alone = await client.another("alone")
+    for _ in range(times(12, 1000)):
         document = random_document(rng)
         await client.apply(document, force=True)
         assert summary(await client.apply(document, commit=False)) == (0, 0, 0)
-        assert summary(await client.apply(await client.dump(), commit=False)) == (0, 0, 0)
+        dumped = await client.dump()
+        assert summary(await client.apply(dumped, commit=False)) == (0, 0, 0)
+        await alone.apply({"_format_version": "3.0"}, mode="reset", force=True)
+        await alone.apply(document)
+        assert plain(await alone.dump()) == plain(dumped)
         assert await held(client, fresh=False) == await held(client, fresh=True)
+
+
+def plain(dumped: Any) -> Any:
+    """A dump without the order of its lists and without the control plane's name."""
+    if isinstance(dumped, dict):
+        return {key: plain(value) for key, value in dumped.items() if key != "_konnect"}
+    if isinstance(dumped, list):
+        return sorted(map(plain, dumped), key=lambda item: json.dumps(item, sort_keys=True))
+    return dumped
 
 
 async def held(client: Client, fresh: bool) -> dict[str, Any]:
@@ -284,6 +304,24 @@ async def test_a_process_killed_in_the_middle_of_an_apply_leaves_the_old_or_the_
     old, new = {"old-1", "old-2"}, {"new-1", "new-2", "new-3"}
     expected = [new] if statements == 1000 else [old] if statements in {-1, 3} else [old, new]
     assert names in expected
+
+
+async def test_processes_killed_at_random_instants_leave_the_old_or_the_new(tmp_path: Path, database_url: str) -> None:
+    root = str(Path(__file__).parents[2])
+    count = times(4, 500)
+    arguments = [str(tmp_path / "lives"), database_url, str(count), "11"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.control_plane.killed", *arguments),
+        cwd=root,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    counts = json.loads(output)
+    print(counts)
+    assert counts.pop("killed") == count
+    assert sum(counts.values()) == count + 1
 
 
 async def test_secrets_are_encrypted_in_the_database_file(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from control_plane.plan import make_plan
 from control_plane.planned import ALARMING_DELETIONS, Plan
 from gateway_schema.document import read_declaration
 from tests.control_plane.client import Client
+from tests.thorough import times
 
 EMPTY = {"_format_version": "3.0"}
 
@@ -247,9 +248,9 @@ def of_others(rows: Iterable[Row], owners: Owners, mine: OwnerSet) -> dict[str, 
     return {row.id: row.written for row in rows if owners.of(row) and owners.of(row) != mine}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(times(8, 40)))
 def test_five_teams_never_change_each_others_entities_without_adopting_them(seed: int) -> None:
-    """Two thousand random applies: what another set owns is what it was, whoever applies what."""
+    """Two thousand random applies, ten thousand at full size: what another set owns is what it was."""
     teams = Teams(seed)
     carried_out = 0
     for _ in range(250):
@@ -275,7 +276,7 @@ def test_five_teams_never_change_each_others_entities_without_adopting_them(seed
 async def test_five_teams_on_a_real_database(client: Client) -> None:
     teams = Teams(99)
     applied = 0
-    for _ in range(60):
+    for _ in range(times(60, 2000)):
         tags = teams.rng.choice(teams.sets)
         before = await _world(client)
         body = {"document": teams.document(), "select_tags": tags, "commit": True, "force": True}

@@ -16,6 +16,7 @@ from control_plane.planned import Plan
 from control_plane.snapshot import build
 from gateway_schema.document import Document, canonical, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
+from tests.thorough import times
 
 ID = "11111111-1111-4111-8111-11111111111{}"
 
@@ -350,7 +351,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     return document
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=times(150, 1000), deadline=None)
 @given(documents())
 def test_what_was_applied_and_dumped_applies_to_nothing(document: dict[str, Any]) -> None:
     world = World()
@@ -361,7 +362,7 @@ def test_what_was_applied_and_dumped_applies_to_nothing(document: dict[str, Any]
     assert not world.plan(dumped)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=times(150, 1000), deadline=None)
 @given(documents(), documents())
 def test_one_document_after_another_is_the_same_as_the_other_alone(
     first: dict[str, Any], second: dict[str, Any]
@@ -384,7 +385,7 @@ def meaning(world: World) -> dict[str, Any]:
     return {name: sorted(map(readable, world.holdings.of(name).values())) for name in ENTITY_TYPES}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=times(60, 1000), deadline=None)
 @given(documents(), documents())
 def test_the_rows_of_another_team_never_change(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
     world = World()
@@ -398,7 +399,7 @@ def test_the_rows_of_another_team_never_change(theirs: dict[str, Any], mine: dic
     assert {entity_id: after.get(entity_id) for entity_id in before} == before
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=times(60, 1000), deadline=None)
 @given(documents())
 def test_a_snapshot_is_the_canonical_document(document: dict[str, Any]) -> None:
     world = World()
