@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.configure(f"worker-{given.index}")
         from data_plane.app import run_worker
 
-        return run_worker(settings, given.index, given.channel)
+        return run_worker(settings, given.index, given.channel, given.listener)
     logs.configure("agent")
     from data_plane.agent.app import run_agent  # here, not above: workers must not load gRPC
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     worker = commands.add_parser("worker", help="run one worker of a node (the agent starts it)")
     worker.add_argument("--index", type=int, required=True, help="which worker of its node, from 0")
     worker.add_argument("--channel", type=Path, required=True, help="the agent's Unix socket")
+    worker.add_argument("--listener", type=int, help="inherited descriptor of the node's listener, beside its own")
     _add_settings(worker)
     return parser
 

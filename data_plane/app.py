@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -67,11 +68,16 @@ class Worker:
         )
         self._server = Server(self.pipeline, limits)
 
-    async def listen(self, *, reuse_port: bool = True) -> int:
-        """Accept connections; until a configuration is applied every request gets 404. Raises OSError."""
+    async def listen(self, *, reuse_port: bool = True, shared: socket.socket | None = None) -> int:
+        """Accept connections; until a configuration is applied every request gets 404. Raises OSError.
+
+        `shared`: a listener of the same port from which other workers accept too.
+        """
         port = await self._server.listen(self._settings.proxy_host, self._settings.proxy_port, reuse_port)
         self._workshop.port = port
         self._workshop.loopback.own_ports |= {port}
+        if shared is not None:
+            await self._server.accept_from(shared)
         return port
 
     async def apply(self, payload: bytes, version: int) -> None:
@@ -123,15 +129,15 @@ def _config_error(error: SchemaViolation, depth: int) -> ConfigError:
     return ConfigError(first.message, entity_type=kind, field=render_path(first.path[depth:]), **where)
 
 
-def run_worker(settings: Settings, index: int, channel_path: Path) -> int:
-    """Serve until told to stop; the process's exit code."""
+def run_worker(settings: Settings, index: int, channel_path: Path, listener: int | None = None) -> int:
+    """Serve until told to stop; the process's exit code. `listener`: a descriptor to accept from beside the own one."""
     # Requests make little garbage in cycles: collecting it seldom costs nothing and saves much.
     gc.set_threshold(20_000, 20, 20)
     # While a configuration is built in a thread, the event loop waits this long, at most, for its turn.
     sys.setswitchinterval(0.001)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Process(settings, index, channel_path).run())
+            runner.run(_Process(settings, index, channel_path, listener).run())
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -148,8 +154,9 @@ class _Process:
     had one does it listen at once, and answers 404 as Kong does.
     """
 
-    def __init__(self, settings: Settings, index: int, channel_path: Path) -> None:
+    def __init__(self, settings: Settings, index: int, channel_path: Path, listener: int | None) -> None:
         self._settings = settings
+        self._shared = socket.socket(fileno=listener) if listener is not None else None
         self._stop = asyncio.Event()
         self._configured = asyncio.Event()
         self._listening = asyncio.Event()
@@ -178,7 +185,7 @@ class _Process:
 
     async def _serve(self) -> None:
         await self._await_first_snapshot()
-        port = await self._worker.listen()
+        port = await self._worker.listen(shared=self._shared)
         self._listening.set()
         log.info("listening host=%s port=%d", self._settings.proxy_host, port)
         await self._stop.wait()

@@ -131,7 +131,7 @@ class Agent:
         self._channel: Any = None
         self._sync: Sync | None = None
         self._reporter: Reporter | None = None
-        self._reservation: socket.socket | None = None
+        self._listener: socket.socket | None = None
         self._proxy_port = settings.proxy_port
         self._status_port = settings.status_port
         self._certificate_expiry = _expiry(settings.certificate)
@@ -152,11 +152,13 @@ class Agent:
         await self._take_port()
         await self._open_status()
         own = replace(settings, proxy_port=self._proxy_port)
+        listener = self._listener.fileno() if self._listener is not None else None
         self._supervisor = Supervisor(
             settings.workers,
-            lambda index: worker_command(index, str(self._socket), str(settings.state_dir)),
+            lambda index: worker_command(index, str(self._socket), str(settings.state_dir), listener),
             own.environment(),
             self._changed,
+            [] if listener is None else [listener],
         )
         log.info(
             "node started: %s",
@@ -170,7 +172,7 @@ class Agent:
             if not await self._fleet.until(lambda: bool(self._fleet.links), ADOPTION_TIMEOUT):
                 raise ports.taken(host, port, "proxy", "proxy_port")
             log.info("workers of a former agent still serve: %s", facts(pids=[w.pid for w in self._fleet.links]))
-        self._reservation, self._proxy_port = ports.reserve(host, port)
+        self._listener, self._proxy_port = ports.reserve(host, port)
 
     async def _open_status(self) -> None:
         host, port = self._settings.status_host, self._settings.status_port
@@ -219,6 +221,7 @@ class Agent:
         assert self._supervisor is not None
         log.info("draining: %s", facts(workers=len(self._fleet.links)))
         self.draining = True
+        self._release_port()
         for link in self._fleet.links:
             link.drain()
         await self._supervisor.stop(self._settings.drain_timeout + 2, {link.pid for link in self._fleet.links})
@@ -236,6 +239,12 @@ class Agent:
         self._reporter.close()
         await asyncio.wait({task}, timeout=DELIVERY_TIMEOUT if connected else 0)
 
+    def _release_port(self) -> None:
+        """Without this, connections would wait for workers that never come."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
     async def close(self) -> None:
         for task in self._tasks.values():
             task.cancel()
@@ -244,8 +253,7 @@ class Agent:
             await self._channel.close()
         await self._server.drain(0)
         await self._fleet.close()
-        if self._reservation is not None:
-            self._reservation.close()
+        self._release_port()
         self._spool.close()
         with suppress(OSError):
             (self._settings.state_dir / "agent.json").unlink()

@@ -1,8 +1,9 @@
-"""Whether the proxy's port is ours to take.
+"""Whether the proxy's port is ours to take, and the agent's own hold on it.
 
 Workers share a port (SO_REUSEPORT), which also means that two nodes could share one without either noticing, each
-getting a part of the other's requests. So the agent first tries to have the port alone, then keeps it for its workers
-by a socket that is bound and never listens.
+getting a part of the other's requests. So the agent first tries to have the port alone, then keeps it by a listener
+that it never accepts from itself: workers inherit it and do. While all of them are dead, connections wait there for
+the next one instead of being refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import socket
 from contextlib import suppress
 
+from data_plane.http1.server import BACKLOG
 from data_plane.settings import SettingsError, where
 
 
@@ -45,7 +47,7 @@ _PROXY = where("proxy_port")
 
 
 def reserve(host: str, port: int) -> tuple[socket.socket | None, int]:
-    """Bind the port for workers to share, without listening; with port 0, choose one. Close the socket to release it.
+    """Listen on the port for workers to accept from; with port 0, choose one. Close the socket to release it.
 
     None where others (old workers, lingering connections) stand in the way of a reservation; workers can bind all the
     same.
@@ -54,6 +56,7 @@ def reserve(host: str, port: int) -> tuple[socket.socket | None, int]:
     with suppress(OSError):
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
+        holder.listen(BACKLOG)
         return holder, int(holder.getsockname()[1])
     holder.close()
     return None, port

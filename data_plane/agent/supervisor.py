@@ -27,8 +27,9 @@ LAST_DELAY = 10.0
 KILL_GRACE = 2.0
 
 
-def worker_command(index: int, channel: str, state_dir: str) -> list[str]:
+def worker_command(index: int, channel: str, state_dir: str, listener: int | None = None) -> list[str]:
     """The state directory is named for whoever reads a list of processes; settings travel in the environment."""
+    inherited = [] if listener is None else [f"--listener={listener}"]
     return [
         sys.executable,
         "-m",
@@ -37,11 +38,12 @@ def worker_command(index: int, channel: str, state_dir: str) -> list[str]:
         f"--index={index}",
         f"--channel={channel}",
         f"--state-dir={state_dir}",
+        *inherited,
     ]
 
 
 class Supervisor:
-    """Keeps `count` workers alive while `run` runs. `command(index)` is what to start."""
+    """Keeps `count` workers alive while `run` runs. `command(index)` is what to start; it inherits `descriptors`."""
 
     def __init__(
         self,
@@ -49,7 +51,9 @@ class Supervisor:
         command: Callable[[int], Sequence[str]],
         environment: Mapping[str, str],
         changed: Callable[[], None] = lambda: None,
+        descriptors: Sequence[int] = (),
     ) -> None:
+        self._descriptors = descriptors
         self._count = count
         self._command = command
         self._environment = {**os.environ, **environment}
@@ -131,6 +135,7 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),  # a stray print of a library belongs to the log
             process_group=0,
+            pass_fds=self._descriptors,
         )
         self._processes[index] = process
         log.info("worker started: %s", facts(worker=index, pid=process.pid))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 
 from data_plane.http1.limits import ServerLimits
 from data_plane.http1.response_writer import Sent
@@ -14,7 +15,8 @@ from data_plane.http1.server_connection import Application, ServerConnection
 
 __all__ = ["Application", "Sent", "Server", "ServerLimits"]
 
-_BACKLOG = 2048
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 
 class Server:
@@ -29,11 +31,17 @@ class Server:
     async def listen(self, host: str, port: int, reuse_port: bool = True) -> int:
         """Accept connections; the bound port (of interest when `port` is 0). Raises OSError."""
         listener = await asyncio.get_running_loop().create_server(
-            self._connection, host, port, reuse_port=reuse_port, backlog=_BACKLOG
+            self._connection, host, port, reuse_port=reuse_port, backlog=BACKLOG
         )
         self._listeners.append(listener)
         bound: int = listener.sockets[0].getsockname()[1]
         return bound
+
+    async def accept_from(self, listener: socket.socket) -> None:
+        """Accept connections from a socket that listens already, beside others that do. It is closed when draining."""
+        self._listeners.append(
+            await asyncio.get_running_loop().create_server(self._connection, sock=listener, backlog=BACKLOG)
+        )
 
     @property
     def connection_count(self) -> int:

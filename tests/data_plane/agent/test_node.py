@@ -67,6 +67,16 @@ async def test_a_killed_worker_is_replaced_and_runs_the_same_configuration(
     assert (await node.status())["workers"][0]["version"] == 1
 
 
+async def test_while_the_only_worker_is_dead_connections_wait_for_the_next(
+    control_plane: ControlPlane, node: NodeProcess
+) -> None:
+    await with_configuration(control_plane, node)
+    (worker,) = await node.workers()
+    os.kill(worker, signal.SIGKILL)
+    await eventually(lambda: not is_ours(worker), "it is dead")
+    await ask(node.facts["proxy_port"], times=5)
+
+
 async def test_a_killed_agent_leaves_workers_serving_and_the_next_one_counts_everything_once(
     control_plane: ControlPlane, node: NodeProcess
 ) -> None:
