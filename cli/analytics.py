@@ -144,18 +144,25 @@ def _name(name: str, deleted: bool) -> str:
 
 
 def span_of(since: str | None, start: str | None, end: str | None, now: datetime.datetime) -> Span:
-    """`--since 90m`, or `--from` and perhaps `--to`; the last hour when nothing is said. Raises CliError."""
+    """`--since 90m`, or `--from` and perhaps `--to`; the last hour when nothing is said. Raises CliError.
+
+    Starts with a whole minute, as the control plane counts: what is told is what was counted.
+    """
     if since and (start or end):
         raise CliError("--since and --from/--to exclude one another")
     if end and not start:
         raise CliError("--to needs --from")
     if start:
-        span = Span(_moment("--from", start), _moment("--to", end) if end else now)
+        span = Span(_whole_minute(_moment("--from", start)), _moment("--to", end) if end else now)
     else:
-        span = Span(_ago(since or "1h", now), now)
+        span = Span(_whole_minute(_ago(since or "1h", now)), now)
     if span.start >= span.end:
         raise CliError(f"the range is empty: it starts at {span.start.isoformat()} and ends at {span.end.isoformat()}")
     return span
+
+
+def _whole_minute(moment: datetime.datetime) -> datetime.datetime:
+    return moment.replace(second=0, microsecond=0)
 
 
 def _ago(text: str, now: datetime.datetime) -> datetime.datetime:

@@ -233,8 +233,8 @@ class ControlPlane:
         )
         return Unreachable(
             f"the control plane at {self.connection.address} (from {self.connection.address_source}) cannot be "
-            f"reached: {reason}. Start one with `recipe up` or `recipe control-plane`, or say where it is with "
-            "--konnect-addr or DECK_KONNECT_ADDR"
+            f"reached: {reason.rstrip('.')}. Start one with `recipe up` or `recipe control-plane`, or say where it is "
+            "with --konnect-addr or DECK_KONNECT_ADDR"
         )
 
     def _refused(self, response: httpx.Response) -> ApiError:

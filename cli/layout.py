@@ -57,7 +57,7 @@ def draft(wish: Wish, recipe: Recipe | None, before: StackState | None, environm
         name=wish.name,
         control_plane_name=wish.control_plane_name or old.control_plane_name or _control_plane_name(wish, recipe),
         control_plane_id=old.control_plane_id,
-        select_tags=list(old.select_tags),
+        select_tags=list(old.select_tags) or _expected_tags(wish, recipe),
         simulated=_is_simulated(wish, recipe, environment, old.values),
         workers=wish.workers or old.workers,
         ports={**DEFAULT_PORTS, **old.ports, **wish.ports},
@@ -77,6 +77,11 @@ def _control_plane_name(wish: Wish, recipe: Recipe | None) -> str:
     return recipe.control_plane_name if recipe else wish.name
 
 
+def _expected_tags(wish: Wish, recipe: Recipe | None) -> list[str]:
+    """Of what somebody else will apply: most likely the recipe's file."""
+    return [] if recipe is None or wish.apply else recipes.select_tags_of(wish.name, recipe)
+
+
 def _is_simulated(
     wish: Wish, recipe: Recipe | None, environment: Mapping[str, str], made_up: Mapping[str, str]
 ) -> bool:
@@ -86,8 +91,11 @@ def _is_simulated(
     """
     if wish.simulate is not None:
         return wish.simulate
-    names = [variable.name for variable in recipe.credentials()] if recipe else []
-    return recipe is not None and not any(environment.get(n) not in (None, "", made_up.get(n)) for n in names)
+    if recipe is None:
+        return False
+    names = [variable.name for variable in recipe.credentials()]
+    given = any(environment.get(name) not in (None, "", made_up.get(name)) for name in names)
+    return not given or recipe.is_made_up(environment)
 
 
 def _check_live(recipe: Recipe, environment: Mapping[str, str]) -> None:

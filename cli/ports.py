@@ -53,9 +53,14 @@ def conflicts(wanted: Mapping[str, int], ours: Collection[int] = ()) -> list[str
             continue
         messages.append(
             f"port {port} is taken by {holder}; it is needed for {setting}. "
-            f"Stop that process, or choose another port: {setting} {_free_near(port, wanted.values())}"
+            f"Stop that process, or choose another port: {_flag(setting, _free_near(port, wanted.values()))}"
         )
     return messages
+
+
+def _flag(setting: str, port: int) -> str:
+    """As it is written where the command was called: `make` takes no flags for us."""
+    return f'make up ARGS="{setting} {port}"' if "MAKELEVEL" in os.environ else f"{setting} {port}"
 
 
 def _free_near(port: int, taken: Collection[int]) -> int:

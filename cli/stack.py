@@ -135,6 +135,13 @@ class Startup:
                     self._wish.wait_timeout,
                     expected_nodes=1,
                 )
+        self._check_alive(specs)
+
+    def _check_alive(self, specs: list[Spec]) -> None:
+        """Another process may have answered in a started one's place."""
+        for spec in specs:
+            if not is_running(self._state.processes[spec.name]):
+                raise CliError(_with_log(f"{spec.name} ended after it had started", spec))
 
     def _stop_unwanted(self, wanted: Mapping[str, Spec]) -> None:
         """Stop what shall not run, or shall run with other settings; forget what is dead."""
@@ -194,9 +201,7 @@ class Startup:
         with self._output.working(f"applying {', '.join(declared.files)}"):
             outcome = apply_declared(plane, self._state.control_plane_id, declared, (), "sync", commit=True)
         self._report.outcome = outcome
-        info = declared.document.get("_info")
-        tags = info.get("select_tags") if isinstance(info, dict) else None
-        self._state.select_tags = [str(tag) for tag in tags or []]
+        self._state.select_tags = recipes.select_tags(declared.document)
 
     def _save(self) -> None:
         self._folder.save(self._state)
@@ -264,16 +269,20 @@ class Teardown:
     notes: list[str] = field(default_factory=list)
 
 
-def take_down(folder: StackFolder, state: StackState, output: Output, *, keep_control_plane: bool) -> Teardown:
-    """Remove the recipe's entities, or the control plane with all it holds, and stop what was started.
+def take_down(
+    folder: StackFolder, state: StackState, output: Output, *, keep_control_plane: bool, everything: bool = False
+) -> Teardown:
+    """Remove the recipe's entities and stop what was started.
 
-    The control plane, when it is kept, goes on running: it would otherwise keep nothing that anyone could look at.
+    The control plane goes too, unless it holds what does not carry the recipe's tags; with `everything` it goes in any
+    case. When it is to be kept, it goes on running: it would otherwise keep nothing that anyone could look at.
     """
     teardown = Teardown()
     output.mask.add(state.token, *state.values.values())
     record = state.processes.get(CONTROL_PLANE)
     if record is not None and is_running(record):
-        _remove_from_control_plane(state, teardown, keep_control_plane)
+        _remove_from_control_plane(state, teardown, keep_control_plane, everything)
+        folder.save(state)
     elif state.control_plane_id and not keep_control_plane:
         teardown.notes.append(
             f"the control plane was not running: {state.control_plane_name} stays in its database "
@@ -287,17 +296,26 @@ def take_down(folder: StackFolder, state: StackState, output: Output, *, keep_co
     return teardown
 
 
-def _remove_from_control_plane(state: StackState, teardown: Teardown, keep: bool) -> None:
+def _remove_from_control_plane(state: StackState, teardown: Teardown, keep: bool, everything: bool) -> None:
     with ControlPlane(connection_to(state)) as plane:
         try:
             row = plane.find(state.control_plane_name)
             if row is None:
                 return
-            if keep:
+            if not everything:
                 _remove_tagged(plane, row["id"], state, teardown)
+            if keep:
+                return
+            if rest := _rest(plane, row["id"], state) if not everything else "":
+                teardown.notes.append(
+                    f"control plane {state.control_plane_name} stays in its database, with what does not carry "
+                    f"{_tags(state)}: {rest} (recipe down --all removes that too)"
+                )
             else:
                 plane.delete(row["id"])
-                teardown.done.append(f"deleted control plane {state.control_plane_name} and all it held")
+                held = " and all it held" if everything or not state.select_tags else ""
+                teardown.done.append(f"deleted control plane {state.control_plane_name}{held}")
+            state.control_plane_id = ""
         except CliError as error:
             # It must be possible to stop a stack whose control plane is ill.
             teardown.notes.append(f"nothing was removed from the control plane: {error.message}")
@@ -308,8 +326,21 @@ def _remove_tagged(plane: ControlPlane, control_plane_id: str, state: StackState
         return
     outcome = reset_entities(plane, control_plane_id, state.select_tags, commit=True)
     if outcome.changes:
-        tags = ", ".join(state.select_tags)
-        teardown.done.append(f"removed {outcome.changes} entities tagged {tags} from {state.control_plane_name}")
+        teardown.done.append(
+            f"removed {outcome.changes} entities tagged {_tags(state)} from {state.control_plane_name}"
+        )
+
+
+def _rest(plane: ControlPlane, control_plane_id: str, state: StackState) -> str:
+    """How many of each collection are held beside the recipe's. A file without tags owns everything."""
+    if not state.select_tags:
+        return ""
+    held = plane.document(control_plane_id, ()).items()
+    return ", ".join(f"{len(rows)} {name.replace('_', ' ')}" for name, rows in held if isinstance(rows, list) and rows)
+
+
+def _tags(state: StackState) -> str:
+    return ", ".join(state.select_tags)
 
 
 def _stop_processes(folder: StackFolder, state: StackState, teardown: Teardown, keep_control_plane: bool) -> None:

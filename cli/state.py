@@ -124,9 +124,17 @@ def stacks(home: Path) -> list[tuple[StackFolder, StackState]]:
 
 @contextlib.contextmanager
 def locked(home: Path, waiting: Callable[[str], None]) -> Iterator[None]:
-    """One `up` or `down` of a home at a time. `waiting` is told once when another one is in the way."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    """One `up` or `down` of a home at a time. `waiting` is told once when another one is in the way.
+
+    Raises CliError for a home that cannot be had.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CliError(
+            f"{home}: cannot hold the stacks' state ({error.strerror}); name another folder with RECIPE_HOME"
+        ) from None
     try:
         _lock(descriptor, waiting)
         os.ftruncate(descriptor, 0)

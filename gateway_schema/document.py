@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from gateway_schema.delta import Delta
-from gateway_schema.entities import Entity
+from gateway_schema.entities import Entity, check_tags
 from gateway_schema.registry import ENTITY_TYPES, EntityType, Parent, children_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse, unknown_field
 
@@ -130,6 +130,9 @@ class _Reader:
             self._fault(("_format_version",), f'expected a string: quote it, _format_version: "{version}"')
         elif version != FORMAT_VERSION:
             self._fault(("_format_version",), f'unsupported version "{version}": write "{FORMAT_VERSION}"')
+        if self._data.get("_workspace") not in (None, "default"):
+            text = "there are no workspaces here: remove it, or name a control plane in _konnect.control_plane_name"
+            self._fault(("_workspace",), text)
         konnect = self._data.get("_konnect")
         if konnect is not None:
             self._record(konnect, ("_konnect",), {"control_plane_name", "runtime_group_name"})
@@ -170,7 +173,11 @@ class _Reader:
                 ("_info", "select_tags"),
                 f"the file says {', '.join(written)}, the command says {', '.join(given)}: they must be the same",
             )
-        return tuple(dict.fromkeys(given or written))
+        try:
+            return tuple(check_tags(list(given or written)))
+        except ValueError as error:
+            self._fault(("_info", "select_tags"), str(error))
+            return given
 
     def _entities(self, row: EntityType, value: Any, path: Path, parent: tuple[str, Item] | None) -> None:
         if value is None:

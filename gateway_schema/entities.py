@@ -62,7 +62,8 @@ def _check_name(value: str) -> str:
     return value
 
 
-def _check_tags(tags: list[str]) -> list[str]:
+def check_tags(tags: list[str]) -> list[str]:
+    """Each tag once. Raises ValueError for one that Kong would refuse."""
     for tag in tags:
         if not _TAG.match(tag):
             raise ValueError(
@@ -104,7 +105,9 @@ def _check_service_host(value: str) -> str:
         return value
     if ":" in value and value.count(":") == 1:
         raise ValueError("must not have a port")
-    if not value or "/" in value or " " in value:
+    if not value:
+        raise ValueError("must not be empty; a url names scheme and host, such as http://service.test:8080/path")
+    if "/" in value or " " in value:
         raise ValueError(f"invalid value: {value}")
     return value
 
@@ -133,7 +136,7 @@ def _check_expression(value: str) -> str:
 
 Id = Annotated[str, AfterValidator(_check_id)]
 Name = Annotated[str, AfterValidator(_check_name)]
-Tags = Annotated[list[str], AfterValidator(_check_tags)]
+Tags = Annotated[list[str], AfterValidator(check_tags)]
 
 
 class Reference(BaseModel):
@@ -231,16 +234,18 @@ class Service(Entity):
 
 @lru_cache(maxsize=16_384)
 def _split_url(url: str) -> Mapping[str, Any]:
-    """Kong's `url` shorthand: protocol, host, port and path. What cannot be read is left for the schema to refuse."""
+    """Kong's `url` shorthand: protocol, host, port and path. Where there is no host, an empty one, to be refused."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         return {"host": ""}
+    if not parts.hostname:
+        return {"host": ""}
     protocol = parts.scheme or ("https" if port == 443 else "http")
     if port is None:
         port = 443 if protocol == "https" else 80
-    host = parts.hostname or ""
+    host = parts.hostname
     expanded: dict[str, Any] = {
         "protocol": protocol,
         "host": f"[{host}]" if ":" in host else host,

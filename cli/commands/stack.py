@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from cli import layout, recipes
 from cli.errors import EXIT_NOT_RUNNING, CliError
@@ -73,7 +74,10 @@ def up(output: Output, /, name: str | None, no_apply: bool, **flags: Any) -> Non
 @click.option("--all", "everything", is_flag=True, help="Stop every stack and remove all state.")
 @click.pass_obj
 def down(output: Output, /, name: str | None, keep_control_plane: bool, everything: bool) -> None:
-    """Remove what a recipe brought and stop what `up` started."""
+    """Remove what a recipe brought and stop what `up` started.
+
+    The control plane stays in its database when it holds more than what carries the recipe's tags.
+    """
     if everything and (keep_control_plane or name):
         raise click.UsageError("--all takes no name and no --keep-control-plane: it removes every stack")
     home = state_home()
@@ -81,7 +85,10 @@ def down(output: Output, /, name: str | None, keep_control_plane: bool, everythi
         found = stacks(home)
         if name is not None:
             found = [(folder, state) for folder, state in found if state.name == name]
-        teardowns = [take_down(folder, state, output, keep_control_plane=keep_control_plane) for folder, state in found]
+        teardowns = [
+            take_down(folder, state, output, keep_control_plane=keep_control_plane, everything=everything)
+            for folder, state in found
+        ]
         if everything:
             for folder, _ in found:
                 forget(folder, keep_logs=False)
@@ -119,7 +126,7 @@ def list_recipes(output: Output, /, json_output: bool) -> None:
     rows = []
     for name in recipes.names():
         recipe = recipes.load(name)
-        tags = _select_tags(recipes.folder_of(name) / recipe.file)
+        tags = recipes.select_tags_of(name, recipe)
         state = running.get(name)
         rows.append((name, recipe.title, ", ".join(tags), f"up at {state.proxy_url}" if state else "not up"))
     if json_output:
@@ -206,6 +213,14 @@ def _announce(output: Output, wish: Wish, report: Report) -> None:
 _COUNTS = (("creating", "created"), ("updating", "updated"), ("deleting", "deleted"))
 
 
+def recipe_command() -> str:
+    """How this command is called here: by its name where the shell finds it, else by where it lies."""
+    ours = Path(sys.argv[0]).absolute()
+    if shutil.which(ours.name) == str(ours):
+        return ours.name
+    return str(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
+
+
 def _show_first_steps(output: Output, state: StackState) -> None:
     recipe = recipes.load(state.name)
     folder = recipes.folder_of(state.name)
@@ -215,7 +230,8 @@ def _show_first_steps(output: Output, state: StackState) -> None:
     output.raw(
         f"# a first question\ncurl -i {state.proxy_url}{recipe.request.path}{headers} "
         f"-H 'Content-Type: application/json' -d {prompt}\n"
-        "# both prompts: recipe demo · numbers: recipe analytics --by provider · the end: recipe down\n"
+        f"# both prompts: {recipe_command()} demo · numbers: {recipe_command()} analytics --by provider · "
+        f"the end: {recipe_command()} down\n"
     )
 
 
@@ -268,9 +284,3 @@ def one_stack(name: str | None) -> tuple[StackFolder, StackState]:
     if len(up_now) > 1:
         raise CliError(f"several stacks are up ({', '.join(state.name for _, state in up_now)}): say which")
     return up_now[0]
-
-
-def _select_tags(path: Path) -> list[str]:
-    """The tags by which a recipe's entities are known. Its expressions are quoted texts to YAML, so it can be read."""
-    info = yaml.safe_load(path.read_text()).get("_info") or {}
-    return [str(tag) for tag in info.get("select_tags") or []]

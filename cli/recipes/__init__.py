@@ -9,7 +9,7 @@ import secrets
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -29,8 +29,10 @@ def _draw(alphabet: str, length: int) -> str:
     return "".join(secrets.choice(alphabet) for _ in range(length))
 
 
+_MADE_UP = "Bearer sk-simulated-"
+
 CREDENTIALS: Mapping[str, Callable[[], str]] = {
-    "bearer-token": lambda: f"Bearer sk-simulated-{secrets.token_hex(24)}",
+    "bearer-token": lambda: f"{_MADE_UP}{secrets.token_hex(24)}",
     "aws-access-key-id": lambda: f"AKIA{_draw(_AWS_ID, 16)}",
     "aws-secret-access-key": lambda: _draw(_AWS_SECRET, 40),
 }
@@ -80,6 +82,10 @@ class Recipe(Record):
     def credentials(self) -> list[Variable]:
         return [variable for variable in self.variables if variable.secret]
 
+    def is_made_up(self, environment: Mapping[str, str]) -> bool:
+        """Whether the environment's credentials are those of some simulator: `recipe env` prints all of them."""
+        return any(environment.get(variable.name, "").startswith(_MADE_UP) for variable in self.credentials())
+
     def secrets(self, environment: Mapping[str, str]) -> list[str]:
         """The provider credentials that the environment holds."""
         return [environment[variable.name] for variable in self.credentials() if environment.get(variable.name)]
@@ -96,6 +102,18 @@ def names() -> list[str]:
 
 def folder_of(name: str) -> Path:
     return FOLDER / name
+
+
+def select_tags(document: Mapping[str, Any]) -> list[str]:
+    """The tags by which a file's entities are known."""
+    info = document.get("_info")
+    tags = info.get("select_tags") if isinstance(info, Mapping) else None
+    return [str(tag) for tag in tags or []]
+
+
+def select_tags_of(name: str, recipe: Recipe) -> list[str]:
+    """The same of a recipe's own file. Its expressions are quoted texts to YAML, so it can be read without values."""
+    return select_tags(yaml.safe_load((folder_of(name) / recipe.file).read_text()))
 
 
 def load(name: str) -> Recipe:

@@ -9,13 +9,14 @@ Exit codes: 0 stopped, 1 the port could not be had.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import sys
 
 import uvicorn
 
-from cli.simulator.app import SimulatorSettings, create_app
+from cli.simulator.app import BrokenOff, SimulatorSettings, create_app
 from cli.simulator.signature import Secret
 
 
@@ -36,8 +37,14 @@ def main() -> int:
         return 1
     print(f"simulator: listening on http://{arguments.host}:{listener.getsockname()[1]}", flush=True)
     config = uvicorn.Config(create_app(settings_from(os.environ)), log_level="error", access_log=False)
+    logging.getLogger("uvicorn.error").addFilter(not_on_purpose)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def not_on_purpose(record: logging.LogRecord) -> bool:
+    """Keeps the tracebacks of answers that were to be broken off out of the log."""
+    return not (record.exc_info and isinstance(record.exc_info[1], BrokenOff))
 
 
 def settings_from(environment: os._Environ[str] | dict[str, str]) -> SimulatorSettings:

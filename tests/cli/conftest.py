@@ -27,7 +27,7 @@ Recipe = Callable[..., Result]
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state home of its own, and none of the environment's settings."""
     for name in list(os.environ):
-        if name.startswith(("DECK_", "KONNECT_", "RECIPE_", "AWS_", "OPENAI_")) or name == "TANDEM_DEBUG":
+        if name.startswith(("DECK_", "KONNECT_", "RECIPE_", "AWS_", "OPENAI_", "TANDEM_DEBUG", "MAKELEVEL")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("RECIPE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"

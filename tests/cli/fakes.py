@@ -147,11 +147,15 @@ class FakeControlPlane:
         return {"version": version, "hash": HASH, "complete": complete, "items": items}
 
     def _apply(self, body: Any) -> tuple[int, Any]:
-        """One creation when the document is another than before, one deletion for a reset of something."""
+        """One creation when the document is another than before, one deletion for a reset of something.
+
+        A reset leaves services named "untagged".
+        """
         plan = EMPTY_PLAN
         if body["mode"] == "reset":
             plan = plan_of(deleting=[change("service", "s")]) if self.document else EMPTY_PLAN
-            after = None
+            rest = [s for s in (self.document or {}).get("services", []) if s["name"] == "untagged"]
+            after = {"_format_version": "3.0", "services": rest} if rest else None
         else:
             plan = EMPTY_PLAN if body["document"] == self.document else plan_of(creating=[change("service", "s", {})])
             after = body["document"]

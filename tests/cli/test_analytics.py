@@ -75,6 +75,7 @@ def test_an_unknown_name_is_an_error(recipe: Recipe, plane: FakeControlPlane) ->
 def test_ranges_are_absolute() -> None:
     assert span_of("90m", None, None, NOW).start == NOW - datetime.timedelta(minutes=90)
     assert span_of(None, None, None, NOW).start == NOW - datetime.timedelta(hours=1)
+    assert span_of(None, "2026-01-01T10:05:59Z", None, NOW).start.isoformat() == "2026-01-01T10:05:00+00:00"
     span = span_of(None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00+02:00", NOW)
     assert span.as_json() == {
         "type": "absolute",

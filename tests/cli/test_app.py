@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -86,7 +89,27 @@ def test_a_home_that_cannot_be_written_is_a_plain_error(
     result = recipe("up")
     assert result.code == 1
     assert "Not a directory" in result.err
+    assert "RECIPE_HOME" in result.err
     assert "unexpected" not in result.err
+
+
+_INTERRUPTED = """
+import importlib.abc, os, signal, sys
+import cli.__main__
+
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "cli.app":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+cli.__main__.main()
+"""
+
+
+def test_ctrl_c_before_anything_has_begun_ends_without_a_word() -> None:
+    result = subprocess.run([sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_what_nobody_expected_is_one_line_unless_asked(

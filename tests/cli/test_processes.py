@@ -147,6 +147,12 @@ def test_a_conflict_says_port_holder_setting_and_way_out(taken: int) -> None:
     assert "choose another port: --proxy-port " in message
 
 
+def test_under_make_the_way_out_is_one_that_make_takes(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAKELEVEL", "1")
+    (message,) = conflicts({"--proxy-port": taken})
+    assert 'choose another port: make up ARGS="--proxy-port ' in message
+
+
 def test_a_port_of_our_own_is_no_conflict(taken: int) -> None:
     assert conflicts({"--proxy-port": taken}, {os.getpid()}) == []
 

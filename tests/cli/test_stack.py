@@ -158,6 +158,15 @@ def test_the_made_up_credentials_may_be_exported(stage: Stage) -> None:
     assert not stage.up().changed
 
 
+def test_the_made_up_credentials_of_a_stack_that_is_gone_are_not_taken_for_real_ones(stage: Stage) -> None:
+    stage.environment.update(
+        DECK_OPENAI_TOKEN="Bearer sk-simulated-0", DECK_AWS_ACCESS_KEY_ID="AKIA", DECK_AWS_SECRET_ACCESS_KEY="secret"
+    )
+    state = stage.up().state
+    assert state.simulated
+    assert state.values["DECK_OPENAI_TOKEN"] != "Bearer sk-simulated-0"
+
+
 def test_missing_credentials_are_named_all_at_once_with_what_they_are_for(stage: Stage) -> None:
     with pytest.raises(Faults) as caught:
         stage.up(simulate=False)
@@ -213,6 +222,15 @@ def test_when_a_step_fails_what_ran_before_goes_on(stage: Stage) -> None:
     assert len(stage.alive()) == 2
 
 
+def test_a_process_that_ends_after_another_answered_for_it_fails_the_up(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.stack.wait_until_live", lambda *_, **__: stage.kill(NODE))
+    with pytest.raises(CliError, match="node ended after it had started"):
+        stage.up()
+    assert stage.alive() == []
+
+
 def test_an_interrupted_up_stops_what_it_started(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -238,6 +256,7 @@ def test_a_file_of_ones_own_takes_the_recipes_place(stage: Stage, tmp_path: Path
 
 def test_without_apply_only_the_node_is_waited_for(stage: Stage) -> None:
     report = stage.up(apply=False)
+    assert report.state.select_tags == ["model-based-routing-recipe"]
     assert report.outcome is None
     assert report.receipts is not None
     assert report.receipts.nodes == 1
@@ -247,7 +266,8 @@ def test_down_deletes_the_control_plane_stops_all_and_frees_the_ports(stage: Sta
     stage.up()
     done = stage.down()
     assert done == [
-        "deleted control plane model-based-routing-recipe and all it held",
+        "removed 1 entities tagged model-based-routing-recipe from model-based-routing-recipe",
+        "deleted control plane model-based-routing-recipe",
         "stopped node",
         "stopped simulator",
         "stopped control-plane",
@@ -255,6 +275,46 @@ def test_down_deletes_the_control_plane_stops_all_and_frees_the_ports(stage: Sta
     assert stage.alive() == []
     assert all(is_free(port) for port in stage.ports.values())
     assert stage.down() == []
+
+
+UNTAGGED = """
+_format_version: "3.0"
+_info: {select_tags: [own]}
+services: [{name: untagged, host: a.test}]
+"""
+
+
+def test_down_leaves_what_does_not_carry_the_tag_in_the_database(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(UNTAGGED)
+    stage.up(file=str(tmp_path / "own.yaml"))
+    state = stage.folder.load()
+    assert state is not None
+    teardown = take_down(stage.folder, state, stage.output, keep_control_plane=False)
+    assert teardown.done[0] == "removed 1 entities tagged own from model-based-routing-recipe"
+    assert teardown.done[1:] == ["stopped node", "stopped simulator", "stopped control-plane"]
+    (note,) = teardown.notes
+    assert "does not carry own: 1 services" in note
+    assert "down --all" in note
+
+
+def test_down_of_everything_leaves_nothing_in_the_database(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(UNTAGGED)
+    state = stage.up(file=str(tmp_path / "own.yaml")).state
+    teardown = take_down(stage.folder, state, stage.output, keep_control_plane=False, everything=True)
+    assert teardown.done[0] == "deleted control plane model-based-routing-recipe and all it held"
+
+
+def test_down_after_a_down_that_was_broken_off_says_nothing_of_a_control_plane_that_is_gone(stage: Stage) -> None:
+    state = stage.up().state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cli.stack._stop_processes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            take_down(stage.folder, state, stage.output, keep_control_plane=False)
+    stage.kill(CONTROL_PLANE)
+    left = stage.folder.load()
+    assert left is not None
+    notes = take_down(stage.folder, left, stage.output, keep_control_plane=False).notes
+    assert notes == ["control-plane was not running any more"]
 
 
 def test_down_can_keep_the_control_plane_and_takes_only_what_is_tagged(stage: Stage) -> None:

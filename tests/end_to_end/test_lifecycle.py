@@ -56,6 +56,22 @@ def test_down_removes_what_carries_the_tag_and_nothing_else(home: Stack) -> None
         assert control.get(f"/v2/control-planes/{control_plane}/core-entities/consumers").json()["data"] == []
 
 
+def test_what_does_not_carry_the_tag_survives_a_down_and_serves_again_after_the_next_up(home: Stack) -> None:
+    assert home.up().returncode == 0
+    with home.control_client() as control:
+        base = f"/v2/control-planes/{home.control_plane_id()}/core-entities"
+        url = f"{home.simulator}/health"
+        control.post(f"{base}/services", json={"name": "mine", "url": url}).raise_for_status()
+        control.post(f"{base}/services/mine/routes", json={"name": "mine", "paths": ["/mine"]}).raise_for_status()
+    down = home.down()
+    assert "1 services, 1 routes" in down.stderr, down.stderr
+    assert processes(str(home.home)) == []
+    again = home.up()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert httpx.get(f"{home.proxy}/mine").json() == {"status": "ok"}
+    assert home.ask(prompt("simple")).status_code == 200
+
+
 def test_down_stops_everything_and_a_second_one_has_nothing_to_do(home: Stack) -> None:
     assert home.up().returncode == 0
     first = home.down()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_schema.document import Document, canonical, hash_of, read_declaration, write_declaration
-from gateway_schema.violations import SchemaViolation
+from gateway_schema.violations import SchemaViolation, parse
 
 RECIPE: dict[str, Any] = {
     "_format_version": "3.0",
@@ -76,6 +76,28 @@ def test_the_url_shorthand_is_spelled_out() -> None:
 def test_a_fault_of_nesting_is_named_by_its_path(change: dict[str, Any], expected: str) -> None:
     found = faults({**RECIPE, **change})
     assert any(fault.startswith(expected) for fault in found), found
+
+
+@pytest.mark.parametrize("url", ["not a url", "example.com", "http://", "http://x.test:99999", ""])
+def test_a_url_without_a_host_is_one_fault_that_says_what_a_url_is(url: str) -> None:
+    (item,) = read_declaration({"_format_version": "3.0", "services": [{"name": "s", "url": url}]}).items
+    with pytest.raises(SchemaViolation) as caught:
+        parse(item.type.model, item.body)
+    (violation,) = caught.value.violations
+    assert violation.path == ("host",)
+    assert "http://service.test:8080/path" in str(violation)
+
+
+@pytest.mark.parametrize("tag", ["a,b", "c/d", ""])
+def test_a_select_tag_that_no_entity_may_carry_is_refused_at_once(tag: str) -> None:
+    empty = {"_format_version": "3.0"}
+    assert f"_info.select_tags: invalid tag '{tag}'" in faults(empty, (tag,))[0]
+    assert f"_info.select_tags: invalid tag '{tag}'" in faults({**empty, "_info": {"select_tags": [tag]}})[0]
+
+
+def test_a_workspace_is_refused_with_what_to_write_instead() -> None:
+    assert "_konnect.control_plane_name" in faults({"_format_version": "3.0", "_workspace": "prod"})[0]
+    assert read_declaration({"_format_version": "3.0", "_workspace": "default"}).items == []
 
 
 def test_select_tags_of_file_and_command_must_agree() -> None:

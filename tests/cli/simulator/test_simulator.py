@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -21,6 +24,7 @@ from cli.simulator.app import SimulatorSettings, create_app
 from cli.simulator.signature import Secret
 
 HI = [{"role": "user", "content": [{"text": "Hi"}]}]
+CHAT = [{"role": "user", "content": "Hi"}]
 MODEL = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
 
 
@@ -148,6 +152,27 @@ def test_a_cut_stream_is_entered_with_what_was_said(simulator: str) -> None:
         httpx.post(f"{simulator}/v1/chat/completions", json=body, headers=headers)
     entry = ledger(simulator)["openai"]
     assert (entry["cut"], entry["completion_tokens"]) == (1, 3)
+
+
+def test_a_cut_on_purpose_leaves_no_traceback_in_the_log(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with (tmp_path / "log").open("wb") as log:
+        arguments = [sys.executable, "-m", "cli.simulator", "--port", str(port)]
+        process = subprocess.Popen(arguments, stdout=log, stderr=log)
+        try:
+            headers = {"Authorization": "Bearer x"}
+            with httpx.Client(base_url=url, headers=headers, transport=httpx.HTTPTransport(retries=6)) as client:
+                client.post("/faults", json={"cut_after": 0}).raise_for_status()
+                with pytest.raises(httpx.RemoteProtocolError):
+                    client.post("/v1/chat/completions", json={"model": "m", "messages": CHAT})
+                assert client.get("/health").status_code == 200
+        finally:
+            process.terminate()
+            process.wait(20)
+    assert (tmp_path / "log").read_text() == f"simulator: listening on {url}\n"
 
 
 def test_an_unknown_field_of_a_fault_is_named(simulator: str) -> None:
