@@ -179,7 +179,7 @@ class _Reader:
             self._fault(path, "expected an array")
             return
         for index, entry in enumerate(value):
-            if isinstance(entry, dict) or isinstance(entry, Mapping):  # the first is the rule, and cheap
+            if isinstance(entry, (dict, Mapping)):  # the first is the rule, and cheap
                 self._entity(row, dict(entry), (*path, index), parent)
             else:
                 self._fault((*path, index), "expected a record")
