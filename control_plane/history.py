@@ -21,13 +21,13 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import ownership
+from control_plane.bulk import insert_rows
 from control_plane.database import Database
 from control_plane.errors import NotFound
 from control_plane.holdings import Holdings, Row
 from control_plane.models import AUDIT_LOG, SNAPSHOTS
 from control_plane.ownership import Owners
 from control_plane.planned import row_changes
-from control_plane.rollups import upsert
 from control_plane.sealed import seal, unseal
 from control_plane.secrets import Cipher
 from control_plane.snapshot import build
@@ -201,7 +201,7 @@ class History:
                 "summary": summary,
                 "payload": sealed,
             }
-            await upsert(session, SNAPSHOTS, [values])
+            await insert_rows(session, SNAPSHOTS, [values], overwrite=True)
             await self._prune(session, control_plane_id, now)
         self._remember(state)
 

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sqlalchemy import ColumnElement, delete, update
+from sqlalchemy import delete
 
 from control_plane.database import Database
 from control_plane.errands import Errands
 from control_plane.models import Node
+from control_plane.node_rows import NodeRows
 from gateway_schema.wire import config_pb2
 
 SyncState = Literal["in_sync", "pending", "rejected", "offline"]
@@ -44,12 +45,14 @@ class Watcher(Protocol):
 
 
 class Roster:
-    """Writes what the streams learn. Every method is one transaction, which a stream's end does not interrupt."""
+    """Writes what the streams learn. Every method writes within one transaction, alone or with what others say at the
+    time, and a stream's end does not interrupt it."""
 
     def __init__(self, database: Database, watcher: Watcher | None = None) -> None:
         self._database = database
         self._watcher = watcher
         self._errands = Errands("write node")
+        self._rows = NodeRows(database)
 
     async def arrived(
         self, who: NodeId, hello: config_pb2.Hello, state: SyncState, error: dict[str, Any] | None
@@ -68,7 +71,7 @@ class Roster:
 
     async def left(self, who: NodeId) -> None:
         """The node's stream ended; when it was last seen stays as it was."""
-        await self._errands.run(self._update(who, Node.stream == who.stream, {"sync_state": "offline"}))
+        await self._errands.run(self._update(who, {"sync_state": "offline"}, also_offline=False))
 
     async def prune(self, now: float) -> None:
         async with self._database.writing() as session:
@@ -79,6 +82,7 @@ class Roster:
 
     async def close(self) -> None:
         await self._errands.close()
+        await self._rows.close()
 
     async def _arrive(
         self, who: NodeId, hello: config_pb2.Hello, state: SyncState, error: dict[str, Any] | None
@@ -109,17 +113,14 @@ class Roster:
 
     async def _record(self, who: NodeId, values: dict[str, Any]) -> bool:
         # A row that says offline is anyone's: replicas may have heard two hellos in another order than they were said.
-        if await self._update(who, (Node.stream == who.stream) | (Node.sync_state == "offline"), values):
+        if await self._update(who, values, also_offline=True):
             return True
         async with self._database.reading() as session:
             return await session.get(Node, (who.control_plane_id, who.node_id)) is None
 
-    async def _update(self, who: NodeId, condition: ColumnElement[bool], values: dict[str, Any]) -> bool:
-        row = update(Node).where(Node.control_plane_id == who.control_plane_id, Node.id == who.node_id, condition)
-        row = row.values(**values).returning(Node.id)
-        async with self._database.writing() as session:
-            found = await session.execute(row, execution_options={"synchronize_session": False})
-            done = found.first() is not None
+    async def _update(self, who: NodeId, values: dict[str, Any], *, also_offline: bool) -> bool:
+        place = (who.control_plane_id, who.node_id, who.stream)
+        done = await self._rows.update(*place, values, also_offline=also_offline)
         if done and self._watcher is not None:
             self._watcher.heard(who, values)
         return done

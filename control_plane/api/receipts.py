@@ -35,9 +35,12 @@ async def get_receipts(
 ) -> Response:
     """Per node and worker. With `wait`, the answer comes as soon as every connected node has applied or refused."""
     async with plane.database.reading() as session:
-        found = (await find(session, control_plane_id)).id
-    hash_ = await _hash_of(plane, found, version)
+        control_plane = await find(session, control_plane_id)
+    found, committed = control_plane.id, control_plane.config_version
     deadline = time.monotonic() + wait
+    if version <= committed:
+        await _made(plane, found, version, deadline)
+    hash_ = await _hash_of(plane, found, version)
     while True:
         changed = plane.receipts.changed(found)
         began = time.monotonic()
@@ -78,6 +81,15 @@ async def get_metrics(plane: Plane, caller: AnyReader) -> Response:
         lines.append(f"{name}_sum{{{label}}} {propagation.sum_ms / 1000:.6f}")
         lines.append(f"{name}_count{{{label}}} {total}")
     return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _made(plane: Plane, control_plane_id: str, version: int, deadline: float) -> None:
+    """Wait for the snapshot of a version that was committed just now, here or through another replica."""
+    await plane.snapshots.get(control_plane_id)
+    while (plane.snapshots.covered(control_plane_id) or 0) < version and (pause := deadline - time.monotonic()) > 0:
+        changed = plane.receipts.changed(control_plane_id)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), min(pause, _ELSEWHERE_SECONDS))
 
 
 async def _hash_of(plane: Plane, control_plane_id: str, version: int) -> str:

@@ -40,6 +40,7 @@ class SimulatedNode:
         self._ready: Callable[[], None] | None = ready
         self._version, self._hash = 0, ""
         self._welcomed = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._heartbeat = 10.0
 
     async def live(self, address: str, credentials: Any, turn: asyncio.Semaphore) -> None:
@@ -80,7 +81,7 @@ class SimulatedNode:
     async def _acknowledge(self, call: Any, nonce: str, version: int, hash_: str) -> None:
         self._version, self._hash = version, hash_
         ack = pb.Ack(nonce=nonce, version=version, hash=hash_, workers=self._workers())
-        await call.write(pb.NodeMessage(ack=ack))
+        await self._write(call, pb.NodeMessage(ack=ack))
         if self._ready is not None:
             self._ready()
             self._ready = None
@@ -90,8 +91,12 @@ class SimulatedNode:
         await asyncio.sleep(random.random() * self._heartbeat)
         while True:
             status = pb.Status(config_version=self._version, hash=self._hash, workers=self._workers())
-            await call.write(pb.NodeMessage(status=status))
+            await self._write(call, pb.NodeMessage(status=status))
             await asyncio.sleep(self._heartbeat)
+
+    async def _write(self, call: Any, message: pb.NodeMessage) -> None:
+        async with self._writing:  # gRPC takes one message at a time
+            await call.write(message)
 
     def _workers(self) -> list[pb.Worker]:
         return [pb.Worker(index=0, pid=1000 + self._number, version=self._version, hash=self._hash, state="ready")]

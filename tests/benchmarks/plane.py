@@ -18,7 +18,7 @@ import orjson
 from tests import postgresql
 from tests.benchmarks.rig import PROXY_CORE, cpu_seconds
 
-TOKEN = "kpat_bench"
+TOKEN = "kpat_of-the-benchmark-alone"
 _PATIENCE_SECONDS = 300
 
 

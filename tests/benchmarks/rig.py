@@ -203,8 +203,15 @@ def answers(url: str) -> bool:
 
 
 def cpu_seconds(pid: int) -> float:
+    """What a process has used so far, to the nearest 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
 
 
 def resident_bytes(pid: int) -> int:

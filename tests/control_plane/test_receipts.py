@@ -203,3 +203,20 @@ def test_the_histogram_counts_what_it_was_given() -> None:
 def test_a_node_without_workers_runs_nothing() -> None:
     assert not runs_on_all([], 1, "h")
     assert runs_on_all([{"hash": "other", "version": 2}], 1, "h")
+
+
+async def test_a_committed_version_is_waited_for_before_its_snapshot_is_made(client: Client) -> None:
+    """Single writes make theirs a moment later, and so does a replica that only heard of the commit."""
+    async with nodes(client, 1) as (node,):
+        version = (await client.apply(services("a")))["version"]
+        await node.ack(await node.snapshot())
+        await client.call("PATCH", "services/a", {"retries": 3})
+        asking = asyncio.create_task(ask(client, version + 1, 15))
+        await node.ack(await node.snapshot())
+        answer = await asking
+    assert (answer["version"], answer["complete"], states(answer)) == (version + 1, True, ["applied"])
+
+
+async def test_a_version_that_nobody_committed_is_not_waited_for(client: Client) -> None:
+    version = (await client.apply(services("a")))["version"]
+    await ask(client, version + 1, 15, expect=404)
