@@ -137,7 +137,9 @@ def delta_of(changes: Changes) -> Delta:
 
 def size_of(changes: Changes) -> int:
     """Bytes that the delta takes on the wire, at most."""
-    return sum(len(name) + len(change.after or entity_id) + _OVERHEAD for (name, entity_id), change in changes.items())
+    return sum(
+        len(name) + len(change.after or entity_id.encode()) + _OVERHEAD for (name, entity_id), change in changes.items()
+    )
 
 
 def _key(item: tuple[tuple[str, str], Change]) -> tuple[str, str]:
