@@ -13,6 +13,7 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error), EXIT_SETTINGS)
     gc.set_threshold(*_GC_THRESHOLDS)
+    _raise_file_limit()
     work = rotate_key(settings, finish=flags.finish, say=_say) if flags.command == "rotate-key" else _run(settings)
     try:
         asyncio.run(work)
@@ -92,6 +94,13 @@ async def _run(settings: Settings) -> None:
             await _serve(plane, listener)
     finally:
         listener.close()
+
+
+def _raise_file_limit() -> None:
+    """A node takes three files, and the usual soft limit of 1,024 dates from programs that wait with `select`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _listen(settings: Settings) -> socket.socket:

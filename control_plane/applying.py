@@ -91,11 +91,8 @@ async def undertaking(
     """The transaction: alone with this control plane when it is for real. Raises NotFound."""
     unit_of_work = plane.database.writing if commit else plane.database.reading
     async with unit_of_work() as session:
-        repository = Repository(session, (await find(session, control_plane_id)).id, plane.cipher)
-        if commit:
-            await repository.lock()
-        control_plane = await find(session, control_plane_id)
-        holdings = await plane.holdings.load(session, control_plane.id)
+        control_plane = await find(session, control_plane_id, lock=commit)
+        holdings = await plane.holdings.load(session, control_plane.id, control_plane.config_version)
         owners = await ownership.load(session, control_plane.id)
         yield Undertaking(plane, session, caller, commit, control_plane.name, holdings, owners)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from typing import Any
 
 import orjson
-from sqlalchemy import Table, bindparam, delete, select, update
+from sqlalchemy import Table, Update, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import content
@@ -100,14 +101,10 @@ class BatchWriter:
                 await self._session.execute(update(table).where(self._mine(table), table.c.id.in_(chunk)).values(empty))
 
     async def _update(self, table: Table, values: Sequence[dict[str, Any]]) -> None:
-        columns = [name for name in values[0] if name not in {"control_plane_id", "id", "created_at"}]
-        statement = (
-            update(table)
-            .where(table.c.control_plane_id == self._control_plane_id, table.c.id == bindparam("b_id"))
-            .values({name: bindparam(f"b_{name}") for name in columns})
-        )
+        columns = tuple(name for name in values[0] if name != "created_at")
         connection = await self._session.connection()
-        await connection.execute(statement, [{f"b_{name}": row[name] for name in ("id", *columns)} for row in values])
+        given = [{f"b_{name}": row[name] for name in columns} for row in values]
+        await connection.execute(_update_of(table, columns), given)
 
     async def _write_tags(self, changes: Changes) -> None:
         stale = [before for before, after in changes.updates if before.tags and before.tags != after.tags]
@@ -195,6 +192,13 @@ class BatchWriter:
 
     def _mine(self, table: Table) -> Any:
         return table.c.control_plane_id == self._control_plane_id
+
+
+@cache
+def _update_of(table: Table, columns: tuple[str, ...]) -> Update:
+    """Sets these columns of a row by those of them that are its key."""
+    values: dict[str, Any] = {name: bindparam(f"b_{name}") for name in columns if not table.c[name].primary_key}
+    return update(table).where(*(key == bindparam(f"b_{key.name}") for key in table.primary_key)).values(values)
 
 
 def _keys(row: Row) -> list[tuple[Any, ...] | None]:

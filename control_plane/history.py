@@ -11,6 +11,7 @@ secrets, and are encrypted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 QUIET_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
 """A flurry of single writes that never pauses is entered this often."""
+BREATH_SECONDS = 0.25
+"""A plan's entry waits so long: packing it would compete with the change itself, on its way to the nodes just then."""
 _MAX_AUTHORS = 5
 
 Load = Callable[[AsyncSession, str], Awaitable[Holdings]]
@@ -88,6 +91,8 @@ class History:
         self._last: dict[str, State] = {}
         self._flurries: dict[str, _Flurry] = {}
         self._writing: dict[str, asyncio.Task[None]] = {}
+        self._awaited: dict[str, asyncio.Event] = {}
+        """Set once somebody waits for what is being entered."""
 
     # -- writing
 
@@ -98,7 +103,8 @@ class History:
         does (`settled`). A process that is killed in between leaves it to the next apply.
         """
         control_plane_id = before.holdings.control_plane_id
-        work = self._record(self._writing.get(control_plane_id), before, after, hash_, author, action)
+        due = asyncio.get_running_loop().time() + BREATH_SECONDS
+        work = self._record(self._writing.get(control_plane_id), due, before, after, hash_, author, action)
         task = asyncio.create_task(work, name=f"history {control_plane_id}")
         self._writing[control_plane_id] = task
         task.add_done_callback(lambda done: self._written(control_plane_id, done))
@@ -106,11 +112,13 @@ class History:
     async def settled(self, control_plane_id: str) -> None:
         """Wait until what this process committed so far is entered. Not to be awaited inside a transaction."""
         if task := self._writing.get(control_plane_id):
+            self._awaited.setdefault(control_plane_id, asyncio.Event()).set()
             await asyncio.wait([task])
 
     async def _record(
         self,
         earlier: asyncio.Task[None] | None,
+        due: float,
         before: State,
         after: State,
         hash_: str | None,
@@ -120,6 +128,9 @@ class History:
         if earlier is not None:
             await asyncio.wait([earlier])
         control_plane_id = before.holdings.control_plane_id
+        awaited = self._awaited.setdefault(control_plane_id, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(awaited.wait(), max(0.0, due - asyncio.get_running_loop().time()))
         try:
             if before.version > 0 and not await self._knows(control_plane_id, before.version):
                 await self._enter(before, None, None, "changes")
@@ -132,6 +143,7 @@ class History:
     def _written(self, control_plane_id: str, task: asyncio.Task[None]) -> None:
         if self._writing.get(control_plane_id) is task:
             del self._writing[control_plane_id]
+            self._awaited.pop(control_plane_id, None)
 
     def touched(self, control_plane_id: str) -> None:
         """A single entity was committed: enter what is held when the flurry is over."""
@@ -152,7 +164,7 @@ class History:
 
     async def close(self) -> None:
         """Enter what is to be entered now, also what waits for a quiet moment."""
-        await asyncio.gather(*self._writing.values(), return_exceptions=True)
+        await asyncio.gather(*(self.settled(control_plane_id) for control_plane_id in list(self._writing)))
         waiting = {key: item.task for key, item in self._flurries.items() if item.task and not item.task.done()}
         for task in waiting.values():
             task.cancel()

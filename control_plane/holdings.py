@@ -173,10 +173,11 @@ class HoldingsCache:
         self._cipher = cipher
         self._known: OrderedDict[str, Holdings] = OrderedDict()
 
-    async def load(self, session: AsyncSession, control_plane_id: str) -> Holdings:
-        """The holdings as this transaction sees them. Raises NotFound."""
-        query = select(ControlPlane.config_version).where(ControlPlane.id == control_plane_id)
-        version = (await session.execute(query)).scalar_one_or_none()
+    async def load(self, session: AsyncSession, control_plane_id: str, version: int | None = None) -> Holdings:
+        """The holdings as this transaction sees them, `version` if it knows that already. Raises NotFound."""
+        if version is None:
+            query = select(ControlPlane.config_version).where(ControlPlane.id == control_plane_id)
+            version = (await session.execute(query)).scalar_one_or_none()
         if version is None:
             self.forget(control_plane_id)
             raise NotFound(NO_CONTROL_PLANE)

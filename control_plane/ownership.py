@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import orjson
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.bulk import insert_rows
@@ -59,14 +59,21 @@ def words(owner: OwnerSet) -> str:
     return f"the tag {listed}" if len(owner) == 1 else f"the tags {listed}"
 
 
+_OWNED = (
+    select(
+        ENTITY_OWNERS.c.entity_type,
+        ENTITY_OWNERS.c.owner,
+        func.aggregate_strings(ENTITY_OWNERS.c.entity_id, ","),
+    )
+    .where(ENTITY_OWNERS.c.control_plane_id == bindparam("control_plane_id"))
+    .group_by(ENTITY_OWNERS.c.entity_type, ENTITY_OWNERS.c.owner)
+)
+
+
 async def load(session: AsyncSession, control_plane_id: str) -> Owners:
     """Few rows, however many entities there are: a team's ids of a kind come together, as one text."""
-    table = ENTITY_OWNERS
-    ids = func.aggregate_strings(table.c.entity_id, ",")
-    mine = table.c.control_plane_id == control_plane_id
-    query = select(table.c.entity_type, table.c.owner, ids).where(mine).group_by(table.c.entity_type, table.c.owner)
     known: dict[str, dict[str, OwnerSet]] = {}
-    for entity_type, owner, listed in (await session.execute(query)).all():
+    for entity_type, owner, listed in (await session.execute(_OWNED, {"control_plane_id": control_plane_id})).all():
         known.setdefault(entity_type, {}).update(dict.fromkeys(listed.split(","), frozenset(orjson.loads(owner))))
     return Owners(known)
 

@@ -234,9 +234,9 @@ async def list_regions(_: AnyReader) -> Response:
     return answer({"regions": {"stable": [REGION], "beta": []}})
 
 
-async def find(session: AsyncSession, control_plane_id: str) -> ControlPlane:
-    """Raises NotFound."""
-    found = await session.get(ControlPlane, as_id(control_plane_id) or "")
+async def find(session: AsyncSession, control_plane_id: str, *, lock: bool = False) -> ControlPlane:
+    """`lock`: and be the only one to write it until the transaction ends. Raises NotFound."""
+    found = await session.get(ControlPlane, as_id(control_plane_id) or "", with_for_update=lock)
     if found is None:
         raise NotFound(NO_CONTROL_PLANE)
     return found

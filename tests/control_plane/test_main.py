@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -121,3 +122,19 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
     assert settings.database_url == f"sqlite:///{tmp_path / 'control-plane' / 'control-plane.db'}"
     assert (settings.http_port, settings.grpc_port) == (8001, 9)
     assert "'t'" not in repr(settings)
+
+
+async def test_it_may_open_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
+    """Nodes would else be turned away at some three hundred, under the soft limit that shells start with."""
+    script = 'import os, sys; os.execv(sys.executable, [sys.executable, "-m", "control_plane"])'
+    lowered = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1])); {script}"
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", lowered, env=environment(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        await ready(running)
+        soft, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+    finally:
+        running.kill()
+        await running.wait()
+    assert soft == hard
