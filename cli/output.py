@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.masking import Mask
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal would obey; texts from files and servers may hold it."""
 
 _PLAIN_WIDTH = 10_000
 """Columns of output that is not a terminal: wide enough that nothing is ever folded or cut."""
@@ -30,11 +34,11 @@ class Output:
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """A line of the result."""
-        self._console(self.stdout).print(Text(self.mask.text(text), style or ""), soft_wrap=True)
+        self._console(self.stdout).print(Text(self._shown(text), style or ""), soft_wrap=True)
 
     def note(self, text: str, style: str | None = None) -> None:
         """A line for the person who watches."""
-        self._console(self.stderr).print(Text(self.mask.text(text), style or ""), soft_wrap=True)
+        self._console(self.stderr).print(Text(self._shown(text), style or ""), soft_wrap=True)
 
     def error(self, text: str) -> None:
         for line in text.split("\n"):
@@ -51,7 +55,7 @@ class Output:
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
         """Rows under headings; the columns named in `right` hold numbers. Aligned plain text off a terminal."""
-        masked = [[self.mask.text(cell) for cell in row] for row in rows]
+        masked = [[self._shown(cell) for cell in row] for row in rows]
         if self.stdout.isatty():
             self._console(self.stdout).print(_rich_table(columns, masked, right))
             return
@@ -66,11 +70,14 @@ class Output:
     def working(self, text: str) -> Iterator[None]:
         """Show that something takes a while: a spinner on a terminal, one plain line elsewhere."""
         if self.stderr.isatty():
-            with self._console(self.stderr).status(self.mask.text(text)):
+            with self._console(self.stderr).status(self._shown(text)):
                 yield
         else:
             self.note(text)
             yield
+
+    def _shown(self, text: str) -> str:
+        return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", self.mask.text(text))
 
     def _console(self, stream: TextIO) -> Console:
         plain = not stream.isatty()

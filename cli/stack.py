@@ -335,8 +335,8 @@ def _rest(plane: ControlPlane, control_plane_id: str, state: StackState) -> str:
     """How many of each collection are held beside the recipe's. A file without tags owns everything."""
     if not state.select_tags:
         return ""
-    held = plane.document(control_plane_id, ()).items()
-    return ", ".join(f"{len(rows)} {name.replace('_', ' ')}" for name, rows in held if isinstance(rows, list) and rows)
+    held = {name: rows for name, rows in plane.document(control_plane_id, ()).items() if isinstance(rows, list)}
+    return ", ".join(f"{name.replace('_', ' ')} ({len(rows)})" for name, rows in held.items() if rows)
 
 
 def _tags(state: StackState) -> str:

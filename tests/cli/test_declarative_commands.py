@@ -234,3 +234,11 @@ def test_without_a_node_there_is_nothing_to_wait_for(recipe: Recipe, plane: Fake
     result = recipe("sync", file(KONG), "--wait")
     assert result.code == 0
     assert "no data plane node is connected" in result.err
+
+
+def test_what_a_terminal_would_obey_is_spelled_out(recipe: Recipe, file: File) -> None:
+    hostile = file('_format_version: "3.0"\nservices: [{name: "a\\x1b[2J\\0", url: "http://a.test"}]\n')
+    result = recipe("validate", hostile)
+    assert result.code == 1
+    assert r"a\x1b[2J\x00" in result.err
+    assert not {"\x1b", "\0"} & set(result.err)

@@ -293,7 +293,7 @@ def test_down_leaves_what_does_not_carry_the_tag_in_the_database(stage: Stage, t
     assert teardown.done[0] == "removed 1 entities tagged own from model-based-routing-recipe"
     assert teardown.done[1:] == ["stopped node", "stopped simulator", "stopped control-plane"]
     (note,) = teardown.notes
-    assert "does not carry own: 1 services" in note
+    assert "does not carry own: services (1)" in note
     assert "down --all" in note
 
 

@@ -64,7 +64,7 @@ def test_what_does_not_carry_the_tag_survives_a_down_and_serves_again_after_the_
         control.post(f"{base}/services", json={"name": "mine", "url": url}).raise_for_status()
         control.post(f"{base}/services/mine/routes", json={"name": "mine", "paths": ["/mine"]}).raise_for_status()
     down = home.down()
-    assert "1 services, 1 routes" in down.stderr, down.stderr
+    assert "services (1)" in down.stderr, down.stderr
     assert processes(str(home.home)) == []
     again = home.up()
     assert again.returncode == 0, again.stdout + again.stderr
