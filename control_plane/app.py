@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
@@ -15,6 +16,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from control_plane import wire
 from control_plane.api import (
@@ -30,12 +32,15 @@ from control_plane.api import (
     konnect,
     memberships,
     nodes,
+    openapi,
     plans,
     receipts,
     schemas,
     snapshots,
     tokens,
 )
+from control_plane.api.answers import Health
+from control_plane.api.openapi import shows
 from control_plane.auth import ensure_admin
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
@@ -62,8 +67,6 @@ from control_plane.snapshot import Snapshot, build
 from control_plane.throttle import Throttle
 
 _log = logging.getLogger(__name__)
-
-PROBLEM = "application/problem+json"
 
 _DATABASE_AWAY = (InterfaceError, OperationalError, ConnectionRefusedError)
 
@@ -165,15 +168,31 @@ def create_app(plane: ControlPlane) -> FastAPI:
     )
     app.state.plane = plane
     bearer = [Depends(HTTPBearer(auto_error=False, description="A token of this control plane (kpat_…)"))]
-    for router in _routers():
+    routers = _routers()
+    for router in routers:
         app.include_router(router, dependencies=bearer)
+    app.state.routes = [route for router in routers for route in router.routes]
     app.router.routes.append(admin.route())
-    app.add_api_route("/health", _health, tags=["health"])
+    app.add_api_route("/health", _health, tags=["health"], responses=shows(Health))
     app.add_exception_handler(ControlPlaneError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_middleware(Edge, limit=MAX_BODY_BYTES)
+    _serve_document(app)
     return app
+
+
+def _serve_document(app: FastAPI) -> None:
+    """Our OpenAPI document in place of FastAPI's own. It takes a second to make: when first asked for, off the loop."""
+    app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
+    made = functools.cache(lambda: orjson.dumps(app.openapi()))
+
+    async def answer_document() -> Response:
+        return Response(await asyncio.to_thread(made), media_type="application/json")
+
+    own = [route for route in app.router.routes if getattr(route, "path", None) != app.openapi_url]
+    app.router.routes[:] = own
+    app.add_api_route(str(app.openapi_url), answer_document, include_in_schema=False)
 
 
 def _routers() -> list[APIRouter]:
@@ -210,8 +229,18 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """What the framework itself finds: no such path, another method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return _problem_response(MethodNotAllowed("Method not allowed"))
+        return _problem_response(MethodNotAllowed({"Allow": ", ".join(sorted(_allowed(request)))}))
     return _problem_response(NotFound(f"there is nothing at {request.url.path}"))
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of a path. Each is a route of its own, and the framework names those of the first."""
+    allowed: set[str] = set()
+    for route in request.app.state.routes:
+        matched, _ = route.matches(request.scope)
+        if matched is not Match.NONE:
+            allowed |= getattr(route, "methods", None) or set()
+    return allowed
 
 
 async def _answer_invalid(_: Request, error: Exception) -> Response:
@@ -229,7 +258,7 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
 
 
 def _problem_response(error: ControlPlaneError, trace: str | None = None) -> Response:
-    return Response(orjson.dumps(problem(error, trace), default=str), error.status, error.headers, PROBLEM)
+    return Response(orjson.dumps(problem(error, trace), default=str), error.status, error.headers, openapi.PROBLEM)
 
 
 class Edge:

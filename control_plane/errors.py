@@ -89,7 +89,13 @@ class NotFound(ControlPlaneError):
 
 
 class MethodNotAllowed(ControlPlaneError):
+    """`headers`: `Allow`, which says what is allowed."""
+
     status = 405
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        super().__init__("Method not allowed")
+        self.headers = headers
 
 
 class Conflict(ControlPlaneError):

@@ -257,7 +257,7 @@ def _split_url(url: str) -> Mapping[str, Any]:
 
 
 _CRITERIA = ("methods", "hosts", "paths", "headers", "snis", "sources", "destinations")
-_TRADITIONAL_ONLY = ("regex_priority", "path_handling")
+TRADITIONAL_ONLY = ("regex_priority", "path_handling")
 
 _MATCHING = (
     (("http", "ws"), ("methods", "hosts", "headers", "paths"), ("sources", "destinations")),
@@ -321,7 +321,7 @@ class Route(Entity):
             data.setdefault("strip_path", False)
         if data.get("expression") is not None:
             data["priority"] = data.get("priority") or 0
-            for name in _TRADITIONAL_ONLY:
+            for name in TRADITIONAL_ONLY:
                 if data.get(name, 0) is None:
                     del data[name]
         return data
@@ -330,7 +330,7 @@ class Route(Entity):
     def _without_foreign_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields of traditional routes are null in one with an expression: decK takes them for a difference."""
         shown: dict[str, Any] = dump(self)
-        return shown if self.expression is None else {**shown, **dict.fromkeys(_TRADITIONAL_ONLY)}
+        return shown if self.expression is None else {**shown, **dict.fromkeys(TRADITIONAL_ONLY)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -20,7 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.analytics import EMPTY, OTHER, Answer, Filter, InvalidFilter
 from control_plane.analytics import Query as MetricsQuery
 from control_plane.analytics import answer as run
+from control_plane.api import own_answers
 from control_plane.api.exchange import AnyReader, Body, Plane, answer, parameters
+from control_plane.api.openapi import accepts, shows
 from control_plane.auth import Principal
 from control_plane.errors import ControlPlaneError, InvalidParameters
 from control_plane.ingest import live_names
@@ -34,6 +36,7 @@ router = APIRouter(prefix="/v2", tags=["analytics"])
 
 QUERY_SECONDS = 10.0
 MAX_METRICS, MAX_DIMENSIONS, MAX_FILTERS, MAX_VALUES = 32, 3, 50, 1000
+_SLOW: dict[int | str, dict[str, Any]] = {408: {"description": "The query took too long"}}
 _NO_VALUE = ("empty", "not_empty")
 
 
@@ -82,7 +85,7 @@ class RequestsBody(BaseModel):
     cursor: str | None = None
 
 
-@router.post("/metrics")
+@router.post("/metrics", responses=shows(own_answers.MetricsShown) | _SLOW, openapi_extra=accepts(MetricsBody))
 async def query_metrics(body: Body, plane: Plane, caller: AnyReader) -> Response:
     """Counts, rates, sums and latencies of requests (`api_usage`) or of calls to models (`llm_usage`)."""
     given = parameters(MetricsBody, body)
@@ -100,7 +103,7 @@ async def query_metrics(body: Body, plane: Plane, caller: AnyReader) -> Response
     return answer(_metrics_answer(query, result, display, dropped))
 
 
-@router.post("/api-requests")
+@router.post("/api-requests", responses=shows(own_answers.RequestsShown) | _SLOW, openapi_extra=accepts(RequestsBody))
 async def query_requests(body: Body, plane: Plane, caller: AnyReader) -> Response:
     """Single requests, newest first unless asked otherwise, each with its calls to models."""
     given = parameters(RequestsBody, body)

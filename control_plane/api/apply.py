@@ -9,8 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from control_plane.api import own_answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters
 from control_plane.api.konnect import find
+from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.applying import Undertaking, publish, undertaking
 from control_plane.auth import Principal
 from control_plane.content import change_secrets
@@ -47,7 +49,7 @@ class ApplyRequest(PlanRequest):
     """Delete an alarming share of what the document governs."""
 
 
-@router.post("/apply")
+@router.post("/apply", responses=shows(own_answers.Applied) | CONFLICT, openapi_extra=accepts(ApplyRequest))
 async def apply(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     """Make the control plane hold what the document says, all of it or nothing; without `commit`, only say how."""
     request = parameters(ApplyRequest, body)
@@ -67,7 +69,7 @@ async def plan_declared(work: Undertaking, request: PlanRequest) -> tuple[Plan, 
     return await _plan(work, declaration, request), declaration.select_tags
 
 
-@router.get("/document")
+@router.get("/document", responses=shows(own_answers.DocumentShown))
 async def dump(
     control_plane_id: str,
     plane: Plane,

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from control_plane import audit
+from control_plane.api import own_answers
 from control_plane.api.exchange import AnyAdmin, Plane, answer
+from control_plane.api.openapi import shows
 from control_plane.audit import AuditQuery
 from control_plane.auth import Principal, beyond
 from control_plane.errors import InvalidParameters
@@ -19,7 +21,7 @@ router = APIRouter(prefix="/v2", tags=["audit"])
 _Text = Annotated[str | None, Query(max_length=256)]
 
 
-@router.get("/audit-logs")
+@router.get("/audit-logs", responses=shows(own_answers.AuditLines))
 async def list_audit_logs(
     plane: Plane,
     caller: AnyAdmin,

@@ -16,8 +16,10 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
+from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters, rfc3339
 from control_plane.api.konnect import find
+from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.paging import Page
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, Conflict, NotFound
@@ -60,7 +62,7 @@ class UpdateSecret(BaseModel):
 # -- stores
 
 
-@router.get("")
+@router.get("", responses=shows(answers.ConfigStores))
 async def list_config_stores(control_plane_id: str, plane: Plane, page: Page, _: Reader) -> Response:
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
@@ -70,7 +72,7 @@ async def list_config_stores(control_plane_id: str, plane: Plane, page: Page, _:
     return answer({"data": [_store(row) for row in rows], "meta": {"page": meta}})
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=shows(answers.ConfigStoreShown, 201), openapi_extra=accepts(StoreBody))
 async def create_config_store(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     given = parameters(StoreBody, body)
     new_id, now = str(uuid.uuid4()), _now()
@@ -84,14 +86,14 @@ async def create_config_store(control_plane_id: str, body: Body, plane: Plane, c
     return answer(_store(store), 201)
 
 
-@router.get("/{store_id}")
+@router.get("/{store_id}", responses=shows(answers.ConfigStoreShown))
 async def get_config_store(control_plane_id: str, store_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         store = await _find(session, (await find(session, control_plane_id)).id, store_id)
     return answer(_store(store))
 
 
-@router.put("/{store_id}")
+@router.put("/{store_id}", responses=shows(answers.ConfigStoreShown), openapi_extra=accepts(StoreBody))
 async def update_config_store(
     control_plane_id: str, store_id: str, body: Body, plane: Plane, caller: Writer
 ) -> Response:
@@ -126,7 +128,7 @@ async def delete_config_store(
 # -- secrets
 
 
-@router.get("/{store_id}/secrets")
+@router.get("/{store_id}/secrets", responses=shows(answers.ConfigStoreSecrets))
 async def list_config_store_secrets(
     control_plane_id: str, store_id: str, plane: Plane, page: Page, _: Reader
 ) -> Response:
@@ -139,7 +141,12 @@ async def list_config_store_secrets(
     return answer({"data": [_secret(row) for row in rows], "meta": {"page": meta}})
 
 
-@router.post("/{store_id}/secrets", status_code=201)
+@router.post(
+    "/{store_id}/secrets",
+    status_code=201,
+    responses=shows(answers.ConfigStoreSecretShown, 201) | CONFLICT,
+    openapi_extra=accepts(CreateSecret),
+)
 async def create_config_store_secret(
     control_plane_id: str, store_id: str, body: Body, plane: Plane, caller: Writer
 ) -> Response:
@@ -153,7 +160,7 @@ async def create_config_store_secret(
     return answer(_secret(row), 201)
 
 
-@router.get("/{store_id}/secrets/{key:path}")
+@router.get("/{store_id}/secrets/{key:path}", responses=shows(answers.ConfigStoreSecretShown))
 async def get_config_store_secret(control_plane_id: str, store_id: str, key: str, plane: Plane, _: Reader) -> Response:
     """Key and times; the value is never shown."""
     async with plane.database.reading() as session:
@@ -164,7 +171,11 @@ async def get_config_store_secret(control_plane_id: str, store_id: str, key: str
     return answer(_secret(row))
 
 
-@router.put("/{store_id}/secrets/{key:path}")
+@router.put(
+    "/{store_id}/secrets/{key:path}",
+    responses=shows(answers.ConfigStoreSecretShown) | shows(answers.ConfigStoreSecretShown, 201),
+    openapi_extra=accepts(UpdateSecret),
+)
 async def put_config_store_secret(
     control_plane_id: str, store_id: str, key: str, body: Body, plane: Plane, caller: Writer
 ) -> Response:

@@ -16,10 +16,13 @@ from urllib.parse import urlencode
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import content
+from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
+from control_plane.api.openapi import CONFLICT, REFUSED, accepts_entity, queries, shows
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, InvalidOffset, InvalidOptions, InvalidSize, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE, Row
@@ -31,6 +34,7 @@ PREFIX = "/v2/control-planes/{control_plane_id}/core-entities"
 DEFAULT_SIZE = 100
 MAX_SIZE = 1000
 MAX_TAGS = 5
+_STATUSES = {"POST": 201, "DELETE": 204}
 _FILTERED = {"services": ("name",), "routes": ("name",)}
 """Fields that `filter[field][eq|contains]` knows."""
 
@@ -41,6 +45,8 @@ class Collection:
     def __init__(self, row: EntityType, field: str | None = None) -> None:
         self._row = row
         self._field = field
+        self.whole: type[BaseModel] = row.model
+        """The shape of what `get` answers."""
 
     async def list(self, request: Request, plane: Plane, caller: Reader) -> Response:
         size = read_size(request.query_params)
@@ -161,40 +167,62 @@ def router(own: Mapping[str, Collection] | None = None) -> APIRouter:
     routes = APIRouter(prefix=PREFIX, tags=["core entities"])
     for row in ENTITY_TYPES.values():
         if not row.is_link:
-            _add(routes, row, f"/{row.path}", (own or {}).get(row.name) or Collection(row), "")
+            _add(routes, row, f"/{row.path}", (own or {}).get(row.name) or Collection(row), None)
     for parent in ENTITY_TYPES.values():
         for row, field, link in children_of(parent.name):
             if link.nested_path is not None:
                 path = f"/{parent.path}/{{parent}}/{link.nested_path}"
-                _add(routes, row, path, Collection(row, field), f"_of_{field}")
+                _add(routes, row, path, Collection(row, field), field)
     return routes
 
 
-def _add(routes: APIRouter, row: EntityType, path: str, collection: Collection, suffix: str) -> None:
-    model = row.model
-    name = row.path.replace("-", "_") + suffix
-    schema = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
-    body: dict[str, Any] = {"requestBody": {"content": {"application/json": schema}, "required": True}}
-    parameters = [
-        {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
-        for part in ("control_plane_id", "parent", "key")
-        if f"{{{part}}}" in PREFIX + path + "/{key}"
-    ]
-    on_list, on_item = {"parameters": parameters[:-1]}, {"parameters": parameters}
-    whole: dict[int | str, dict[str, Any]] = {200: {"model": model}}
+def _add(routes: APIRouter, row: EntityType, path: str, collection: Collection, field: str | None) -> None:
+    one: Any = row.model
+    many: Any = answers.Listed[one]
     item = f"{path}/{{key}}"
-    endpoints: list[tuple[str, str, Any, dict[str, Any]]] = [
-        ("GET", path, collection.list, {"openapi_extra": on_list}),
-        ("POST", path, collection.create, {"openapi_extra": on_list | body, "status_code": 201}),
-        ("GET", item, collection.get, {"openapi_extra": on_item, "responses": whole}),
-        ("PUT", item, collection.replace, {"openapi_extra": on_item | body, "responses": whole}),
-        ("PATCH", item, collection.merge, {"openapi_extra": on_item | body, "responses": whole}),
-        ("DELETE", item, collection.delete, {"openapi_extra": on_item, "status_code": 204}),
+    on_list, on_item = path_parameters(path), path_parameters(item)
+    search = queries(**_queries(row, field))["parameters"]
+    options = queries(skip_hash={"type": "boolean"})["parameters"] if "skip_hash" in row.model.shorthands else []
+    post, put, patch = (accepts_entity(row, method, field) for method in ("POST", "PUT", "PATCH"))
+    taken = shows(one) | CONFLICT
+    endpoints: list[tuple[str, str, Any, Mapping[int | str, Any], dict[str, Any]]] = [
+        ("GET", path, collection.list, shows(many), {"parameters": on_list + search}),
+        ("POST", path, collection.create, shows(one, 201) | CONFLICT, {"parameters": on_list + options} | post),
+        ("GET", item, collection.get, shows(collection.whole), {"parameters": on_item}),
+        ("PUT", item, collection.replace, taken, {"parameters": on_item + options} | put),
+        ("PATCH", item, collection.merge, taken, {"parameters": on_item} | patch),
+        ("DELETE", item, collection.delete, REFUSED, {"parameters": on_item}),
     ]
-    for method, where, endpoint, options in endpoints:
+    name = row.path.replace("-", "_") + (f"_of_{field}" if field else "")
+    for method, where, endpoint, responses, extra in endpoints:
         verb = "list" if method == "GET" and where == path else method.lower()
         operation = f"{verb}_{name}"
-        routes.add_api_route(where, endpoint, methods=[method], operation_id=operation, name=operation, **options)
+        named: dict[str, Any] = {"operation_id": operation, "name": operation, "status_code": _STATUSES.get(method)}
+        routes.add_api_route(where, endpoint, methods=[method], responses=dict(responses), openapi_extra=extra, **named)
+
+
+def path_parameters(path: str) -> list[dict[str, Any]]:
+    """The parameters of a path below `PREFIX` that the shared handlers read by themselves."""
+    names = [name for name in ("control_plane_id", "parent", "key") if f"{{{name}}}" in PREFIX + path]
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+PAGING: Mapping[str, Mapping[str, Any]] = {
+    "size": {"type": "integer", "minimum": 1, "maximum": MAX_SIZE, "default": DEFAULT_SIZE},
+    "offset": {"type": "string", "description": "From the page before; empty: none"},
+}
+
+
+def _queries(row: EntityType, field: str | None) -> dict[str, Mapping[str, Any]]:
+    """What narrows a list, as `_filters` reads it."""
+    shown: dict[str, Mapping[str, Any]] = dict(PAGING)
+    if field is None:
+        shown["tags"] = {"type": "string", "minLength": 1, "description": "`a,b`: all of them; `a/b`: any"}
+    for name in _FILTERED.get(row.name, ()):
+        shown |= {f"filter[{name}][{operator}]": {"type": "string"} for operator in ("eq", "contains")}
+    if row.name == "consumers":
+        shown["custom_id"] = {"type": "string"}
+    return shown
 
 
 def _control_plane_id(request: Request) -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
-from control_plane.api.entities import PREFIX, read_offset, read_size, write_offset
+from control_plane.api import answers
+from control_plane.api.entities import PAGING, PREFIX, read_offset, read_size, write_offset
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.konnect import find
+from control_plane.api.openapi import accepts, queries, shows
 from control_plane.errors import BadRequest, NotFound
 from control_plane.models import ControlPlane
 from control_plane.repository import Repository
@@ -23,7 +26,11 @@ router = APIRouter(prefix=PREFIX, tags=["core entities"])
 DEFAULT_WORKSPACE = "default"
 
 
-@router.get("/partials/{key}/links")
+class WorkspaceBody(BaseModel):
+    name: str
+
+
+@router.get("/partials/{key}/links", responses=shows(answers.PartialUsers), openapi_extra=queries(**PAGING))
 async def list_partial_links(request: Request, control_plane_id: str, key: str, plane: Plane, _: Reader) -> Response:
     """The plugins that a partial fills a part of. `count`: of them all."""
     size, after = read_size(request.query_params), read_offset(request.query_params)
@@ -48,14 +55,14 @@ def _link(plugin: Any) -> dict[str, Any]:
     }
 
 
-@router.get("/workspaces")
+@router.get("/workspaces", responses=shows(answers.Workspaces))
 async def list_workspaces(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
     return answer({"data": [_workspace(control_plane)], "next": None})
 
 
-@router.get("/workspaces/{name}")
+@router.get("/workspaces/{name}", responses=shows(answers.Workspace))
 async def get_workspace(control_plane_id: str, name: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
@@ -64,7 +71,7 @@ async def get_workspace(control_plane_id: str, name: str, plane: Plane, _: Reade
     return answer(_workspace(control_plane))
 
 
-@router.post("/workspaces", status_code=400)
+@router.post("/workspaces", status_code=400, openapi_extra=accepts(WorkspaceBody))
 async def create_workspace(control_plane_id: str, body: Body, plane: Plane, _: Writer) -> Response:
     """Refused, with what to do instead."""
     async with plane.database.reading() as session:

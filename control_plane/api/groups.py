@@ -14,8 +14,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from control_plane.api.entities import PREFIX, Collection, read_offset, read_size, write_offset
+from control_plane.api import answers
+from control_plane.api.entities import (
+    PAGING,
+    PREFIX,
+    Collection,
+    path_parameters,
+    read_offset,
+    read_size,
+    write_offset,
+)
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
+from control_plane.api.openapi import queries, shows
 from control_plane.errors import NotFound, SchemaFault
 from control_plane.holdings import Row
 from control_plane.repository import Repository
@@ -28,6 +38,7 @@ class Groups(Collection):
 
     def __init__(self) -> None:
         super().__init__(CONSUMER_GROUPS)
+        self.whole = answers.GroupWithConsumers
 
     async def get(self, request: Request, plane: Plane, caller: Reader) -> Response:
         """`list_consumers=false` leaves the members out."""
@@ -54,6 +65,8 @@ class End:
     one: str
     """Keys of the answer to a POST: the holder, and what it now holds of what was added."""
     many: str
+    added: type[answers.Answer]
+    """The shape of that answer."""
 
 
 OF_GROUP = End(
@@ -64,6 +77,7 @@ OF_GROUP = End(
     body_key="consumer",
     one="consumer_group",
     many="consumers",
+    added=answers.ConsumersAdded,
 )
 OF_CONSUMER = End(
     CONSUMERS,
@@ -73,6 +87,7 @@ OF_CONSUMER = End(
     body_key="group",
     one="consumer",
     many="consumer_groups",
+    added=answers.GroupsJoined,
 )
 
 
@@ -172,26 +187,31 @@ def router() -> APIRouter:
     for end in (OF_GROUP, OF_CONSUMER):
         shared, name = Members(end), f"{end.many}_of_{end.one}"
         path = f"/{end.holder.path}/{{parent}}/{end.many}"
-        for method, where, endpoint, status in (
-            ("GET", path, shared.list, 200),
-            ("POST", path, shared.create, 201),
-            ("DELETE", path, shared.clear, 204),
-            ("GET", f"{path}/{{key}}", shared.get, 200),
-            ("DELETE", f"{path}/{{key}}", shared.delete, 204),
+        one: Any = end.member.model
+        many: Any = answers.Listed[one]
+        for method, where, endpoint, status, model in (
+            ("GET", path, shared.list, 200, many),
+            ("POST", path, shared.create, 201, end.added),
+            ("DELETE", path, shared.clear, 204, None),
+            ("GET", f"{path}/{{key}}", shared.get, 200, one),
+            ("DELETE", f"{path}/{{key}}", shared.delete, 204, None),
         ):
             verb = {"GET": "list", "DELETE": "clear"}.get(method, "post") if where == path else method.lower()
             operation = f"{verb}_{name}"
             options: dict[str, Any] = {"status_code": status, "openapi_extra": _described(end, method, where)}
+            if model is not None:
+                options["responses"] = shows(model, status)
             routes.add_api_route(where, endpoint, methods=[method], operation_id=operation, name=operation, **options)
     return routes
 
 
 def _described(end: End, method: str, path: str) -> dict[str, Any]:
-    names = [name for name in ("control_plane_id", "parent", "key") if f"{{{name}}}" in PREFIX + path]
-    shown: dict[str, Any] = {
-        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-    }
+    shown: dict[str, Any] = {"parameters": path_parameters(path)}
+    if method == "GET" and "{key}" not in path:
+        shown["parameters"] += queries(**PAGING)["parameters"]
     if method == "POST":
-        schema = {"type": "object", "properties": {end.body_key: {"type": "string"}}, "required": [end.body_key]}
+        name: dict[str, Any] = {"type": "string"}
+        either = {"anyOf": [name, {"type": "array", "items": name, "minItems": 1}]}
+        schema = {"type": "object", "properties": {end.body_key: either}, "required": [end.body_key]}
         shown["requestBody"] = {"content": {"application/json": {"schema": schema}}, "required": True}
     return shown

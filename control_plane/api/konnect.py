@@ -15,7 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
+from control_plane.api import answers
 from control_plane.api.exchange import Admin, AnyReader, Body, Plane, Reader, answer, parameters, rfc3339
+from control_plane.api.openapi import CONFLICT, accepts, queries, shows
 from control_plane.errors import Conflict, InvalidParameters, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
 from control_plane.models import ControlPlane
@@ -93,7 +95,23 @@ class UpdateControlPlane(BaseModel):
     proxy_urls: ProxyUrls | None = None
 
 
-@router.get("/v2/control-planes")
+_TEXT = {"type": "string"}
+_OPERATORS = {"id": ("eq", "oeq"), "name": ("eq", "contains", "neq"), "cluster_type": ("eq", "neq", "oeq")}
+_QUERIES: Mapping[str, Mapping[str, Any]] = {
+    "page[size]": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    "page[number]": {"type": "integer", "minimum": 1, "maximum": 2**31, "default": 1},
+    **{f"filter[{field}][{operator}]": _TEXT for field, operators in _OPERATORS.items() for operator in operators},
+    "filter[cloud_gateway]": {"type": "boolean"},
+    "labels": {"type": "string", "description": "`key:value,key`: all of them"},
+    "sort": {"type": "string", "description": "`created_at`, `created_at desc`"},
+}
+
+
+@router.get(
+    "/v2/control-planes",
+    responses=shows(answers.ControlPlanes),
+    openapi_extra=queries(**_QUERIES),
+)
 async def list_control_planes(request: Request, plane: Plane, caller: AnyReader) -> Response:
     """All control planes, in pages: `page[size]`, `page[number]`, `filter[…]`, `labels`, `sort`."""
     query = request.query_params
@@ -109,7 +127,12 @@ async def list_control_planes(request: Request, plane: Plane, caller: AnyReader)
     return answer({"data": [shown(item, plane.grpc_address) for item in page], "meta": meta})
 
 
-@router.post("/v2/control-planes", status_code=201)
+@router.post(
+    "/v2/control-planes",
+    status_code=201,
+    responses=shows(answers.ControlPlaneShown, 201) | CONFLICT,
+    openapi_extra=accepts(CreateControlPlane),
+)
 async def create_control_plane(body: Body, plane: Plane, caller: Admin) -> Response:
     given = parameters(CreateControlPlane, body)
     now = time.time_ns() // 1_000_000
@@ -134,14 +157,18 @@ async def create_control_plane(body: Body, plane: Plane, caller: Admin) -> Respo
     return answer(shown(created, plane.grpc_address), 201)
 
 
-@router.get("/v2/control-planes/{control_plane_id}")
+@router.get("/v2/control-planes/{control_plane_id}", responses=shows(answers.ControlPlaneShown))
 async def get_control_plane(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         found = await find(session, control_plane_id)
     return answer(shown(found, plane.grpc_address))
 
 
-@router.patch("/v2/control-planes/{control_plane_id}")
+@router.patch(
+    "/v2/control-planes/{control_plane_id}",
+    responses=shows(answers.ControlPlaneShown) | CONFLICT,
+    openapi_extra=accepts(UpdateControlPlane),
+)
 async def update_control_plane(control_plane_id: str, body: Body, plane: Plane, caller: Admin) -> Response:
     given = parameters(UpdateControlPlane, body)
     async with plane.database.writing() as session:
@@ -176,7 +203,7 @@ async def delete_control_plane(control_plane_id: str, plane: Plane, caller: Admi
     return Response(status_code=204)
 
 
-@router.get("/konnect-api/api/runtime_groups")
+@router.get("/konnect-api/api/runtime_groups", responses=shows(answers.RuntimeGroups))
 async def list_runtime_groups(
     plane: Plane,
     caller: AnyReader,
@@ -191,8 +218,8 @@ async def list_runtime_groups(
     return answer({"data": data, "page": page, "pageCount": max(1, -(-len(found) // size))})
 
 
-@router.get("/v2/organizations/me")
-@router.get("/v3/organizations/me")
+@router.get("/v2/organizations/me", responses=shows(answers.Organization))
+@router.get("/v3/organizations/me", responses=shows(answers.Organization))
 @router.get("//{address}/v2/organizations/me", include_in_schema=False)
 async def get_organization(principal: AnyReader) -> Response:
     """decK's ping puts our address in front of the path when that address is no name of Konnect's."""
@@ -211,7 +238,7 @@ async def get_organization(principal: AnyReader) -> Response:
     )
 
 
-@router.get("/v3/users/me")
+@router.get("/v3/users/me", responses=shows(answers.User))
 async def get_user(principal: AnyReader) -> Response:
     created = rfc3339(principal.created_at * 1000)
     return answer(
@@ -228,7 +255,7 @@ async def get_user(principal: AnyReader) -> Response:
     )
 
 
-@router.get("/v3/available-regions")
+@router.get("/v3/available-regions", responses=shows(answers.Regions))
 async def list_regions(_: AnyReader) -> Response:
     """There is one region: here."""
     return answer({"regions": {"stable": [REGION], "beta": []}})

@@ -16,8 +16,10 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
+from control_plane.api import answers
 from control_plane.api.exchange import Admin, Body, Plane, Reader, answer, parameters, rfc3339
 from control_plane.api.konnect import find, shown
+from control_plane.api.openapi import REFUSED, accepts, shows
 from control_plane.api.paging import Page
 from control_plane.auth import Principal, beyond
 from control_plane.errors import InvalidParameters
@@ -45,7 +47,7 @@ class MembersBody(BaseModel):
     members: Annotated[list[Member], Field(max_length=1000)]
 
 
-@router.get("/group-memberships")
+@router.get("/group-memberships", responses=shows(answers.Members))
 async def list_members(control_plane_id: str, plane: Plane, page: Page, _: Reader) -> Response:
     """The members; how many there are in all is said on the first page."""
     async with plane.database.reading() as session:
@@ -63,7 +65,7 @@ async def list_members(control_plane_id: str, plane: Plane, page: Page, _: Reade
     return answer({"data": [shown(item, plane.grpc_address) for item in members], "meta": {"page": shown_page}})
 
 
-@router.put("/group-memberships", status_code=204)
+@router.put("/group-memberships", status_code=204, openapi_extra=accepts(MembersBody))
 async def replace_members(control_plane_id: str, body: Body, plane: Plane, caller: Admin) -> Response:
     given = parameters(MembersBody, body)
     async with plane.database.writing() as session:
@@ -76,7 +78,7 @@ async def replace_members(control_plane_id: str, body: Body, plane: Plane, calle
     return Response(status_code=204)
 
 
-@router.post("/group-memberships/add", status_code=204)
+@router.post("/group-memberships/add", status_code=204, openapi_extra=accepts(MembersBody))
 async def add_members(control_plane_id: str, body: Body, plane: Plane, caller: Admin) -> Response:
     """Adding one twice changes nothing."""
     given = parameters(MembersBody, body)
@@ -90,7 +92,7 @@ async def add_members(control_plane_id: str, body: Body, plane: Plane, caller: A
     return Response(status_code=204)
 
 
-@router.post("/group-memberships/remove", status_code=204)
+@router.post("/group-memberships/remove", status_code=204, openapi_extra=accepts(MembersBody))
 async def remove_members(control_plane_id: str, body: Body, plane: Plane, caller: Admin) -> Response:
     """Removing one that is no member changes nothing."""
     given = parameters(MembersBody, body)
@@ -103,7 +105,7 @@ async def remove_members(control_plane_id: str, body: Body, plane: Plane, caller
     return Response(status_code=204)
 
 
-@router.get("/group-member-status")
+@router.get("/group-member-status", responses=shows(answers.MemberStatus))
 async def get_member_status(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     """Whether the control plane is in a group."""
     async with plane.database.reading() as session:
@@ -113,7 +115,7 @@ async def get_member_status(control_plane_id: str, plane: Plane, _: Reader) -> R
     return answer({"is_member": is_member})
 
 
-@router.get("/group-status")
+@router.get("/group-status", responses=shows(answers.GroupStatusItem) | REFUSED)
 async def get_group_status(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     """Whether entities of several members would be taken for one another: the first hundred of them."""
     async with plane.database.reading() as session:

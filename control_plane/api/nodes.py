@@ -17,8 +17,10 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
+from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters
 from control_plane.api.konnect import find
+from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.auth import Principal
 from control_plane.discovery import Pace, version_problem
 from control_plane.errors import BadRequest, Conflict, NotFound
@@ -56,7 +58,7 @@ class CertificateBody(BaseModel):
 # -- client certificates
 
 
-@router.get("/dp-client-certificates")
+@router.get("/dp-client-certificates", responses=shows(answers.DataPlaneCertificates))
 async def list_certificates(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
@@ -64,7 +66,12 @@ async def list_certificates(control_plane_id: str, plane: Plane, _: Reader) -> R
     return answer({"items": [_certificate(row) for row in rows], "page": {"total_count": len(rows)}})
 
 
-@router.post("/dp-client-certificates", status_code=201)
+@router.post(
+    "/dp-client-certificates",
+    status_code=201,
+    responses=shows(answers.DataPlaneCertificateItem, 201) | CONFLICT,
+    openapi_extra=accepts(CertificateBody),
+)
 async def create_certificate(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     """Pin a certificate: nodes that present it are nodes of this control plane. Doing it twice changes nothing."""
     given = parameters(CertificateBody, body)
@@ -77,14 +84,18 @@ async def create_certificate(control_plane_id: str, body: Body, plane: Plane, ca
     return answer({"item": _certificate(row)}, 201)
 
 
-@router.get("/dp-client-certificates/{certificate_id}")
+@router.get("/dp-client-certificates/{certificate_id}", responses=shows(answers.DataPlaneCertificateItem))
 async def get_certificate(control_plane_id: str, certificate_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         row = await _find_certificate(session, (await find(session, control_plane_id)).id, certificate_id)
     return answer({"item": _certificate(row)})
 
 
-@router.put("/dp-client-certificates/{certificate_id}")
+@router.put(
+    "/dp-client-certificates/{certificate_id}",
+    responses=shows(answers.DataPlaneCertificateItem) | CONFLICT,
+    openapi_extra=accepts(CertificateBody),
+)
 async def put_certificate(
     control_plane_id: str, certificate_id: str, body: Body, plane: Plane, caller: Writer
 ) -> Response:
@@ -192,7 +203,7 @@ def _certificate(row: DataPlaneCertificate) -> dict[str, Any]:
 # -- nodes
 
 
-@router.get("/nodes")
+@router.get("/nodes", responses=shows(answers.Nodes))
 async def list_nodes(
     request: Request,
     control_plane_id: str,
@@ -215,7 +226,7 @@ async def list_nodes(
     return answer({"items": [_node(row, current) for row in rows[:size]], "page": shown})
 
 
-@router.get("/nodes/eol")
+@router.get("/nodes/eol", responses=shows(answers.OutdatedNodes))
 async def list_outdated_nodes(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     """Nodes whose version this control plane cannot serve."""
     async with plane.database.reading() as session:
@@ -230,7 +241,7 @@ async def list_outdated_nodes(control_plane_id: str, plane: Plane, _: Reader) ->
     return answer({"items": items})
 
 
-@router.get("/nodes/{node_id}")
+@router.get("/nodes/{node_id}", responses=shows(answers.NodeItem))
 async def get_node(control_plane_id: str, node_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         row = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
@@ -320,7 +331,7 @@ def _uuid(text: str, missing: str) -> str:
 # -- what they should run
 
 
-@router.get("/expected-config-hash")
+@router.get("/expected-config-hash", responses=shows(answers.ExpectedHash))
 async def get_expected_hash(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
@@ -329,7 +340,7 @@ async def get_expected_hash(control_plane_id: str, plane: Plane, _: Reader) -> R
     return answer({"expected_hash": snapshot.hash, "config_version": snapshot.version, **seconds})
 
 
-@router.get("/expected-config-version")
+@router.get("/expected-config-version", responses=shows(answers.ExpectedVersion))
 async def get_expected_version(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)

@@ -9,8 +9,10 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
 from control_plane import saved_plans
+from control_plane.api import own_answers
 from control_plane.api.apply import PlanRequest, plan_declared
 from control_plane.api.exchange import Body, Plane, Writer, answer, parameters, rfc3339
+from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.applying import publish, undertaking
 from control_plane.errors import Conflict
 from control_plane.history import State
@@ -26,7 +28,12 @@ class ApplyPlanRequest(BaseModel):
     force: bool = False
 
 
-@router.post("", status_code=201)
+@router.post(
+    "",
+    status_code=201,
+    responses=shows(own_answers.SavedPlanShown, 201) | CONFLICT,
+    openapi_extra=accepts(PlanRequest),
+)
 async def save_plan(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     """Make a plan and keep it, with its secrets, here; the answer shows it masked."""
     request = parameters(PlanRequest, body)
@@ -40,7 +47,7 @@ async def save_plan(control_plane_id: str, body: Body, plane: Plane, caller: Wri
     return answer(await asyncio.to_thread(_shown, saved, plan), 201)
 
 
-@router.get("/{plan_id}")
+@router.get("/{plan_id}", responses=shows(own_answers.SavedPlanShown))
 async def get_plan(control_plane_id: str, plan_id: str, plane: Plane, caller: Writer) -> Response:
     """The plan, masked; without its changes once it cannot be applied any more."""
     async with undertaking(plane, control_plane_id, caller, commit=False) as work:
@@ -52,7 +59,9 @@ async def get_plan(control_plane_id: str, plan_id: str, plane: Plane, caller: Wr
     return answer(await asyncio.to_thread(_shown, saved, plan))
 
 
-@router.post("/{plan_id}/apply")
+@router.post(
+    "/{plan_id}/apply", responses=shows(own_answers.Applied) | CONFLICT, openapi_extra=accepts(ApplyPlanRequest)
+)
 async def apply_plan(control_plane_id: str, plan_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
     """Write what the plan says. 409 when the state has moved since it was made."""
     request = parameters(ApplyPlanRequest, body)

@@ -8,11 +8,14 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 
+from control_plane.api import own_answers
 from control_plane.api.exchange import AnyReader, Plane, Reader, answer
 from control_plane.api.konnect import find
 from control_plane.api.nodes import is_offline
+from control_plane.api.openapi import shows
 from control_plane.models import Node
 
 router = APIRouter(tags=["receipts"])
@@ -25,7 +28,7 @@ _BREATH_SECONDS = 0.002
 _BASE = "/v2/control-planes/{control_plane_id}"
 
 
-@router.get(_BASE + "/snapshots/{version}/receipts")
+@router.get(_BASE + "/snapshots/{version}/receipts", responses=shows(own_answers.ReceiptsShown))
 async def get_receipts(
     control_plane_id: str,
     version: Annotated[int, Path(ge=0, lt=1 << 63)],
@@ -54,7 +57,7 @@ async def get_receipts(
         await asyncio.sleep(max(_BREATH_SECONDS, now - began))
 
 
-@router.get(_BASE + "/propagation")
+@router.get(_BASE + "/propagation", responses=shows(own_answers.PropagationShown))
 async def get_propagation(control_plane_id: str, plane: Plane, _: Reader) -> Response:
     """Milliseconds from the making of a snapshot to each receipt, since this process started."""
     async with plane.database.reading() as session:
@@ -62,7 +65,7 @@ async def get_propagation(control_plane_id: str, plane: Plane, _: Reader) -> Res
     return answer(plane.receipts.propagation(control_plane.id).shown())
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(plane: Plane, caller: AnyReader) -> Response:
     """The same for all control planes, for Prometheus."""
     name = "tandem_config_propagation_seconds"

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict
 
+from control_plane.api import own_answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters, rfc3339
 from control_plane.api.konnect import find
+from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.applying import publish, undertaking
 from control_plane.history import Entry, State
 from control_plane.holdings import Holdings
@@ -35,7 +37,7 @@ class RollbackRequest(BaseModel):
     force: bool = False
 
 
-@router.get("")
+@router.get("", responses=shows(own_answers.SnapshotEntries))
 async def list_snapshots(
     control_plane_id: str,
     plane: Plane,
@@ -54,7 +56,7 @@ async def list_snapshots(
     )
 
 
-@router.get("/{version}")
+@router.get("/{version}", responses=shows(own_answers.SnapshotShown))
 async def get_snapshot(control_plane_id: str, version: Version, plane: Plane, _: Reader) -> Response:
     """One entry, with how many entities of each kind were held."""
     await plane.history.settled(control_plane_id)
@@ -66,7 +68,7 @@ async def get_snapshot(control_plane_id: str, version: Version, plane: Plane, _:
     return answer({**_shown(entry), "entities": counts})
 
 
-@router.get("/{version}/diff")
+@router.get("/{version}/diff", responses=shows(own_answers.SnapshotDifference))
 async def diff_snapshot(
     control_plane_id: str,
     version: Version,
@@ -90,7 +92,11 @@ async def diff_snapshot(
     return answer({"from": against, "to": version, "plan": await asyncio.to_thread(_difference, old, new)})
 
 
-@router.post("/{version}/rollback")
+@router.post(
+    "/{version}/rollback",
+    responses=shows(own_answers.Applied) | CONFLICT,
+    openapi_extra=accepts(RollbackRequest),
+)
 async def roll_back(control_plane_id: str, version: Version, body: Body, plane: Plane, caller: Writer) -> Response:
     """Hold again what was held at that version, as a new one; without `commit`, only say how."""
     request = parameters(RollbackRequest, body)

@@ -17,8 +17,10 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
+from control_plane.api import own_answers
 from control_plane.api.exchange import AnyAdmin, AnyReader, Body, Plane, answer, parameters, rfc3339
 from control_plane.api.konnect import find
+from control_plane.api.openapi import CONFLICT, MISSING, accepts, shows
 from control_plane.auth import (
     BOOTSTRAP,
     DEFAULT_SCOPES,
@@ -54,7 +56,9 @@ class CreateToken(BaseModel):
     """RFC 3339. Default: never."""
 
 
-@router.post("", status_code=201)
+@router.post(
+    "", status_code=201, responses=shows(own_answers.TokenMade, 201) | MISSING, openapi_extra=accepts(CreateToken)
+)
 async def create_token(body: Body, plane: Plane, caller: AnyAdmin) -> Response:
     """Make a token. `token` in the answer is its value: it cannot be shown again."""
     given = parameters(CreateToken, body)
@@ -77,7 +81,7 @@ async def create_token(body: Body, plane: Plane, caller: AnyAdmin) -> Response:
     return answer({**_shown(row), "token": value}, 201)
 
 
-@router.get("")
+@router.get("", responses=shows(own_answers.Tokens))
 async def list_tokens(
     plane: Plane,
     caller: AnyAdmin,
@@ -94,7 +98,7 @@ async def list_tokens(
     return answer({"data": [_shown(row) for row in rows], "meta": meta})
 
 
-@router.get("/me")
+@router.get("/me", responses=shows(own_answers.TokenShown))
 async def get_own_token(plane: Plane, caller: AnyReader) -> Response:
     """The token that asks: what it may do, and until when."""
     async with plane.database.reading() as session:
@@ -104,13 +108,13 @@ async def get_own_token(plane: Plane, caller: AnyReader) -> Response:
     return answer(_shown(row))
 
 
-@router.get("/{token_id}")
+@router.get("/{token_id}", responses=shows(own_answers.TokenShown))
 async def get_token(token_id: str, plane: Plane, caller: AnyAdmin) -> Response:
     async with plane.database.reading() as session:
         return answer(_shown(await _find(session, token_id, caller)))
 
 
-@router.delete("/{token_id}", status_code=204)
+@router.delete("/{token_id}", status_code=204, responses=CONFLICT)
 async def revoke_token(token_id: str, plane: Plane, caller: AnyAdmin) -> Response:
     """Revoke a token: the next request with it is answered 401."""
     async with plane.database.writing() as session:
