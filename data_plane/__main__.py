@@ -1,4 +1,4 @@
-"""The data plane's commands: `python -m data_plane agent` runs a node, `… worker` is what a node spawns.
+"""The data plane's commands: `python -m data_plane agent` runs a node, `… worker` and `… spare` are what a node spawns.
 
 Exit codes: 0 stopped as asked · 1 failed · 2 wrong flag, variable or file · 3 a port is in use · 4 the state directory
 cannot be used, or another node uses it.
@@ -16,7 +16,7 @@ from pathlib import Path
 from data_plane import logs
 from data_plane.settings import Settings, SettingsError, flag, variable
 
-USAGE = 2
+STOPPED, USAGE = 0, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,28 +26,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"error: {error}\n")
         return USAGE
-    if given.command == "worker":
-        logs.configure(f"worker-{given.index}")
+    if given.command in ("worker", "spare"):
         from data_plane.app import run_worker
 
-        return run_worker(settings, given.index, given.channel, given.listener)
+        index = given.index if given.command == "worker" else _told_index()
+        if index is None:
+            return STOPPED
+        logs.configure(f"worker-{index}")
+        return run_worker(settings, index, given.channel, given.listener)
     logs.configure("agent")
     from data_plane.agent.app import run_agent  # here, not above: workers must not load gRPC
 
     return run_agent(settings)
 
 
+def _told_index() -> int | None:
+    """Which worker a spare one becomes, once the agent says so; None when the agent is gone."""
+    word = sys.stdin.readline().strip()
+    return int(word) if word.isdecimal() else None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_plane", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="agent|worker")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="agent|worker|spare")
     _add_settings(commands.add_parser("agent", help="run a data plane node"))
     worker = commands.add_parser("worker", help="run one worker of a node (the agent starts it)")
     worker.add_argument("--index", type=int, required=True, help="which worker of its node, from 0")
-    worker.add_argument("--channel", type=Path, required=True, help="the agent's Unix socket")
-    worker.add_argument("--listener", type=int, help="inherited descriptor of the node's listener, beside its own")
-    _add_settings(worker)
+    spare = commands.add_parser("spare", help="become a worker when its index comes on standard input")
+    for each in (worker, spare):
+        each.add_argument("--channel", type=Path, required=True, help="the agent's Unix socket")
+        each.add_argument("--listener", type=int, help="inherited descriptor of the node's listener, beside its own")
+        _add_settings(each)
     return parser
 
 

@@ -1,8 +1,10 @@
 """The node's own workers: spawned, and spawned again when they die.
 
 The first death of a worker is answered at once; one that keeps dying soon after its start waits longer each time, up
-to ten seconds. Workers stand in a process group of their own, so that a Ctrl-C in a terminal reaches the agent only,
-which then lets them finish.
+to ten seconds. Python takes the better part of a second to load what a worker needs, so beside workers that have shown
+to be steady a spare one waits, loaded: it takes a dead one's place the moment it hears its index on standard input, and
+ends when that closes, as it does when the agent dies. Workers stand in a process group of their own, so that a Ctrl-C
+in a terminal reaches the agent only, which then lets them finish.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ LAST_DELAY = 10.0
 KILL_GRACE = 2.0
 
 
-def worker_command(index: int, channel: str, state_dir: str, listener: int | None = None) -> list[str]:
-    """The state directory is named for whoever reads a list of processes; settings travel in the environment."""
+def worker_command(index: int | None, channel: str, state_dir: str, listener: int | None = None) -> list[str]:
+    """What starts worker `index`, or a spare one for None.
+
+    The state directory is named for whoever reads a list of processes; settings travel in the environment.
+    """
+    which = ["spare"] if index is None else ["worker", f"--index={index}"]
     inherited = [] if listener is None else [f"--listener={listener}"]
     return [
         sys.executable,
         "-m",
         "data_plane",
-        "worker",
-        f"--index={index}",
+        *which,
         f"--channel={channel}",
         f"--state-dir={state_dir}",
         *inherited,
@@ -43,12 +48,15 @@ def worker_command(index: int, channel: str, state_dir: str, listener: int | Non
 
 
 class Supervisor:
-    """Keeps `count` workers alive while `run` runs. `command(index)` is what to start; it inherits `descriptors`."""
+    """Keeps `count` workers alive while `run` runs. `command(index)` is what to start; it inherits `descriptors`.
+
+    `command(None)` starts a spare; an empty one means that there is none.
+    """
 
     def __init__(
         self,
         count: int,
-        command: Callable[[int], Sequence[str]],
+        command: Callable[[int | None], Sequence[str]],
         environment: Mapping[str, str],
         changed: Callable[[], None] = lambda: None,
         descriptors: Sequence[int] = (),
@@ -59,6 +67,7 @@ class Supervisor:
         self._environment = {**os.environ, **environment}
         self._tell = changed
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._spare: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.restarts = 0
 
@@ -76,6 +85,7 @@ class Supervisor:
             for slot in slots:
                 slot.cancel()
             await asyncio.gather(*slots, return_exceptions=True)
+            await self._dismiss_spare()
 
     def kill(self) -> None:
         """End all workers at once, whatever they are doing."""
@@ -129,22 +139,52 @@ class Supervisor:
 
     async def _live(self, index: int) -> int:
         """One worker's life; its exit code. Raises OSError when it cannot be started."""
-        process = await asyncio.create_subprocess_exec(
-            *self._command(index),
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),  # a stray print of a library belongs to the log
-            process_group=0,
-            pass_fds=self._descriptors,
-        )
+        process = await self._start(index)
         self._processes[index] = process
         log.info("worker started: %s", facts(worker=index, pid=process.pid))
         self._tell()
         try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STEADY):
+                    return await process.wait()
+            await self._keep_spare()
             return await process.wait()
         finally:
             del self._processes[index]
             self._tell()
+
+    async def _start(self, index: int) -> asyncio.subprocess.Process:
+        spare, self._spare = self._spare, None
+        if spare is None or spare.returncode is not None or spare.stdin is None:
+            return await self._spawn(self._command(index), asyncio.subprocess.DEVNULL)
+        spare.stdin.write(f"{index}\n".encode())
+        spare.stdin.close()
+        return spare
+
+    async def _keep_spare(self) -> None:
+        command = self._command(None)
+        if not command or self._stopping or (self._spare is not None and self._spare.returncode is None):
+            return
+        try:
+            self._spare = await self._spawn(command, asyncio.subprocess.PIPE)
+        except OSError as error:
+            log.warning("no spare worker: %s", facts(reason=error))
+
+    async def _dismiss_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.returncode is None:
+            spare.kill()  # it has nothing to finish
+            await spare.wait()
+
+    async def _spawn(self, command: Sequence[str], stdin: int) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            env=self._environment,
+            stdin=stdin,
+            stdout=sys.stderr.fileno(),  # a stray print of a library belongs to the log
+            process_group=0,
+            pass_fds=self._descriptors,
+        )
 
 
 def _exit(code: int) -> str:

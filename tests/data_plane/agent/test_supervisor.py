@@ -19,8 +19,10 @@ STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); open({0!r}, 
 
 
 @asynccontextmanager
-async def running(count: int, command: Callable[[int], Sequence[str]]) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(count, command, {"WHO": "worker"})
+async def running(
+    count: int, command: Callable[[int], Sequence[str]], spare: Sequence[str] = ()
+) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(count, lambda index: spare if index is None else command(index), {"WHO": "worker"})
     task = asyncio.create_task(supervisor.run())
     yield supervisor
     supervisor.kill()
@@ -79,7 +81,8 @@ async def test_settings_and_index_reach_the_worker(tmp_path: Path) -> None:
 async def test_workers_that_do_not_finish_in_time_are_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KILL_GRACE", 0.1)
     marker = tmp_path / "ignoring"
-    supervisor = Supervisor(1, lambda index: python(STUBBORN.format(str(marker))), {})
+    stubborn = python(STUBBORN.format(str(marker)))
+    supervisor = Supervisor(1, lambda index: [] if index is None else stubborn, {})
     task = asyncio.create_task(supervisor.run())
     await eventually(marker.exists)
     await supervisor.stop(0.05)
@@ -93,3 +96,49 @@ async def test_workers_are_out_of_the_terminal_s_reach() -> None:
     async with running(1, lambda index: python(SLEEPER)) as supervisor:
         await eventually(lambda: supervisor.pids)
         assert os.getpgid(supervisor.pids[0]) != os.getpgid(0)
+
+
+SPARE = """
+import os, sys
+folder = sys.argv[1]
+open(os.path.join(folder, f"loaded-{os.getpid()}"), "w").close()
+index = sys.stdin.readline().strip()
+if index:
+    open(os.path.join(folder, f"index-{index}-{os.getpid()}"), "w").close()
+    import time; time.sleep(60)
+"""
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_a_steady_worker_s_place_is_taken_by_a_spare_one_that_was_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STEADY", 0.01)
+    async with running(1, lambda index: python(SLEEPER), [*python(SPARE), str(tmp_path)]) as supervisor:
+        (loaded,) = await eventually(lambda: list(tmp_path.glob("loaded-*")))
+        spare = int(loaded.name.partition("-")[2])
+        os.kill(supervisor.pids[0], signal.SIGKILL)
+        await eventually(lambda: supervisor.pids.get(0) == spare)
+        await eventually((tmp_path / f"index-0-{spare}").exists)
+        await eventually(lambda: len(list(tmp_path.glob("loaded-*"))) == 2, "the next spare one waits")
+
+
+async def test_a_spare_one_that_died_is_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEADY", 0.01)
+    async with running(1, lambda index: python(SLEEPER), [*python(SPARE), str(tmp_path)]) as supervisor:
+        (loaded,) = await eventually(lambda: list(tmp_path.glob("loaded-*")))
+        spare, first = int(loaded.name.partition("-")[2]), supervisor.pids[0]
+        os.kill(spare, signal.SIGKILL)
+        await eventually(lambda: not exists(spare))
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: supervisor.pids.get(0) not in (None, first, spare))
+
+
+async def test_no_spare_one_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEADY", 0.01)
+    async with running(1, lambda index: python(SLEEPER), [*python(SPARE), str(tmp_path)]):
+        (loaded,) = await eventually(lambda: list(tmp_path.glob("loaded-*")))
+    assert not exists(int(loaded.name.partition("-")[2]))
