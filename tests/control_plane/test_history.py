@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,22 @@ async def test_a_deleted_control_plane_takes_its_history_along(client: Client) -
     await client.call("DELETE", f"/v2/control-planes/{other.id}", expect=204)
     async with client.plane.database.reading() as session:
         assert (await session.execute(select(SNAPSHOTS.c.version))).first() is None
+
+
+async def test_an_apply_is_entered_though_nobody_asks_for_it(client: Client) -> None:
+    version = (await client.apply(services("a")))["version"]
+    kept = select(SNAPSHOTS.c.version).where(SNAPSHOTS.c.control_plane_id == client.id)
+    async with asyncio.timeout(20):
+        while True:
+            async with client.plane.database.reading() as session:
+                if list((await session.execute(kept)).scalars()) == [version]:
+                    return
+
+
+async def test_who_asks_does_not_wait_for_the_moment_that_entries_are_put_off(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "BREATH_SECONDS", 3600.0)
+    versions = [(await client.apply(services(*names)))["version"] for names in ("a", "ab", "abc")]
+    async with asyncio.timeout(20):
+        assert [entry["version"] for entry in await snapshots(client)] == versions[::-1]
