@@ -27,7 +27,7 @@ from tests.control_plane.client import TOKEN, Client
 from tests.control_plane.everything import everything
 from tests.control_plane.surface import Surface, surface
 
-EXAMPLES = int(os.environ.get("TANDEM_OPENAPI_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("TANDEM_OPENAPI_EXAMPLES", "3"))
 """Calls of each operation: a few for every run of the suite; thousands by hand, now and then."""
 CHECKS = [
     not_a_server_error,
