@@ -81,13 +81,18 @@ def require(scope: Scope, *, narrows: bool = False) -> Callable[[Request], Await
 
     async def authenticate(request: Request) -> Principal:
         principal = await _principal(request)
-        lack = _lack(principal, scope, request, narrows)
-        if lack is not None:
-            await _tell_denied(request, principal, lack)
-            raise lack
+        await insist(request, principal, scope, narrows=narrows)
         return principal
 
     return authenticate
+
+
+async def insist(request: Request, principal: Principal, scope: Scope, *, narrows: bool = False) -> None:
+    """For handlers that know only from the body what they need. Raises Forbidden, and the audit log is told."""
+    lack = _lack(principal, scope, request, narrows)
+    if lack is not None:
+        await _tell_denied(request, principal, lack)
+        raise lack
 
 
 def _lack(principal: Principal, scope: Scope, request: Request, narrows: bool) -> Forbidden | None:

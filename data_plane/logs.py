@@ -51,4 +51,4 @@ def _value(value: Any) -> str:
     text = str(value)
     if text and all(32 < ord(character) < 127 and character not in '"=\\' for character in text):
         return text
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -6,15 +6,15 @@ import asyncio
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane.api import own_answers
-from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters
+from control_plane.api.exchange import Body, Plane, Reader, answer, parameters
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.applying import Undertaking, publish, undertaking
-from control_plane.auth import Principal
+from control_plane.auth import Principal, insist
 from control_plane.content import change_secrets
 from control_plane.errors import BadRequest, DocumentRefused, Forbidden, fault
 from control_plane.holdings import Row
@@ -50,9 +50,14 @@ class ApplyRequest(PlanRequest):
 
 
 @router.post("/apply", responses=shows(own_answers.Applied) | CONFLICT, openapi_extra=accepts(ApplyRequest))
-async def apply(control_plane_id: str, body: Body, plane: Plane, caller: Writer) -> Response:
-    """Make the control plane hold what the document says, all of it or nothing; without `commit`, only say how."""
+async def apply(control_plane_id: str, body: Body, plane: Plane, caller: Reader, asked: Request) -> Response:
+    """Make the control plane hold what the document says, all of it or nothing; without `commit`, only say how.
+
+    Only what is to be committed needs the scope `write`.
+    """
     request = parameters(ApplyRequest, body)
+    if request.commit:
+        await insist(asked, caller, "write")
     if request.include_secrets and not caller.may("reveal"):
         raise Forbidden("this token lacks the scope 'reveal', which showing secrets needs")
     declaration = await asyncio.to_thread(_read, request)

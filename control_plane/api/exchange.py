@@ -43,8 +43,8 @@ async def json_object(request: Request) -> dict[str, Any]:
         raise UnsupportedMediaType(content_type)
     try:
         body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise BadRequest("Cannot parse JSON body") from None
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"Cannot parse JSON body: {error}") from None
     if not isinstance(body, dict):
         raise BadRequest("Cannot parse JSON body: expected an object")
     return body

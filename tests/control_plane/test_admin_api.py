@@ -224,7 +224,9 @@ async def test_targets_are_listed_under_their_upstream_only(admin: Admin) -> Non
 
 async def test_broken_bodies_are_refused(admin: Admin) -> None:
     broken = await admin.send("POST", "/services", content=b"{", headers={"content-type": "application/json"})
-    assert (broken.status_code, broken.json()) == (400, {"message": "Cannot parse JSON body"})
+    assert broken.status_code == 400
+    assert list(broken.json()) == ["message"]
+    assert broken.json()["message"].startswith("Cannot parse JSON body: ")
     other = await admin.send("POST", "/services", content=b"<a/>", headers={"content-type": "text/xml"})
     assert (other.status_code, list(other.json())) == (415, ["message"])
     large = await admin.send("POST", "/services", content=b"x", headers={"content-length": "999999999"})

@@ -118,10 +118,12 @@ async def test_all_errors_have_one_shape(client: Client, method: str, path: str,
 async def test_broken_json_is_called_by_name(client: Client) -> None:
     response = await client.http.post(
         f"/v2/control-planes/{client.id}/core-entities/services",
-        content=b"{",
+        content=b'{"name": "a"\n "host"}',
         headers={"content-type": "application/json"},
     )
-    assert response.json()["message"] == "Cannot parse JSON body"
+    message = response.json()["message"]
+    assert message.startswith("Cannot parse JSON body: ")
+    assert "line 2" in message
 
 
 async def test_another_content_type_is_refused(client: Client) -> None:
