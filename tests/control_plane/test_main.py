@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from control_plane.__main__ import _listen
 from control_plane.settings import Settings
 
 
@@ -138,3 +139,19 @@ async def test_it_may_open_as_many_files_as_the_system_allows(tmp_path: Path) ->
         running.kill()
         await running.wait()
     assert soft == hard
+
+
+async def test_its_answers_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
+    """Without TCP_NODELAY each answer on a kept connection takes 40 ms longer than it should."""
+    accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        accepted.set_result(bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+        writer.close()
+
+    listener = _listen(Settings(tmp_path, "sqlite://", http_port=0))
+    async with await asyncio.start_server(answer, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await asyncio.wait_for(accepted, 20)
+        writer.close()

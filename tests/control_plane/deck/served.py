@@ -25,7 +25,7 @@ async def served(client: Client) -> AsyncIterator[int]:
     """The port on which a running control plane answers."""
     config = uvicorn.Config(create_app(client.plane), lifespan="off", log_config=None, server_header=False)
     server = uvicorn.Server(config)
-    with socket.socket() as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]), name="control plane")
         try:
