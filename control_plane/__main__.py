@@ -22,8 +22,9 @@ from pathlib import Path
 
 import uvicorn
 
-from control_plane.app import ControlPlane, create_app
+from control_plane.app import create_app
 from control_plane.errors import StartError
+from control_plane.plane import ControlPlane
 from control_plane.rotation import rotate_key
 from control_plane.settings import Settings
 

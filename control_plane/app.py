@@ -1,12 +1,11 @@
-"""The control plane, assembled: database, keys, caches, gRPC side, HTTP application. One process, one loop."""
+"""The HTTP application of a control plane: its routers, its errors, its outermost layer."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
@@ -14,11 +13,10 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from control_plane import wire
 from control_plane.api import (
     admin,
     admin_errors,
@@ -41,30 +39,19 @@ from control_plane.api import (
 )
 from control_plane.api.answers import Health
 from control_plane.api.openapi import shows
-from control_plane.auth import ensure_admin
-from control_plane.cache import SnapshotCache
-from control_plane.database import Database
 from control_plane.errors import (
     BodyTooLarge,
     ControlPlaneError,
     InvalidParameters,
     MethodNotAllowed,
     NotFound,
-    StartError,
     Unavailable,
     Unexpected,
     new_trace,
     problem,
 )
-from control_plane.history import History
-from control_plane.holdings import HoldingsCache
-from control_plane.pins import Pins
-from control_plane.receipts import Receipts
-from control_plane.replicas import Replicas, share_authority
-from control_plane.secrets import Cipher, open_cipher, read_keys, watch_keys
-from control_plane.settings import MAX_BODY_BYTES, VERSION, Settings
-from control_plane.snapshot import Snapshot, build
-from control_plane.throttle import Throttle
+from control_plane.plane import ControlPlane
+from control_plane.settings import MAX_BODY_BYTES, VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -74,87 +61,6 @@ _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 _Asgi = Callable[[_Message, _Receive, _Send], Awaitable[None]]
-
-
-class ControlPlane:
-    """What the handlers share. `open` makes it ready, `close` ends it; `running` does both."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.database = Database(settings.database_url)
-        self.snapshots = SnapshotCache(self._load_snapshot)
-        self.receipts = Receipts()
-        self.snapshots.on_made(self.receipts.made)
-        self.pins = Pins(self.database)
-        self.replicas = Replicas(self.database, self.snapshots, self.pins, self.forget)
-        self.throttle = Throttle()
-        self.cipher: Cipher
-        self.holdings: HoldingsCache
-        self.history: History
-        self.wire: wire.Wire | None = None
-
-    @property
-    def grpc_address(self) -> str:
-        """host:port that data planes dial."""
-        port = self.wire.port if self.wire is not None else self.settings.grpc_port
-        return f"{self.settings.grpc_host}:{port}"
-
-    async def open(self) -> None:
-        """Raises StartError for what the operator can mend, OSError when the gRPC port is taken."""
-        self.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        keys = read_keys(self.settings)
-        await self._open_database(keys)
-        self.holdings = HoldingsCache(self.cipher)
-        kept = (self.settings.history_snapshots, self.settings.history_days)
-        self.history = History(self.database, self.cipher, self.holdings.load, *kept)
-        self.wire = await wire.start(self)
-        self.replicas.open()
-
-    async def close(self) -> None:
-        await self.replicas.close()
-        if self.wire is not None:
-            await self.wire.close()
-            await self.history.close()
-        await self.snapshots.close()
-        await self.database.close()
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[ControlPlane]:
-        try:
-            await self.open()
-            yield self
-        finally:
-            await self.close()
-
-    def touch(self, control_plane_id: str) -> None:
-        """An entity was committed: make a snapshot at the next quiet moment."""
-        self.snapshots.touch(control_plane_id)
-        self.history.touched(control_plane_id)
-
-    async def forget(self, control_plane_id: str) -> None:
-        """A control plane was deleted: its nodes are nobody's, its snapshots nothing."""
-        self.snapshots.forget(control_plane_id)
-        self.holdings.forget(control_plane_id)
-        self.history.forget(control_plane_id)
-        self.receipts.forget(control_plane_id)
-        await self.pins.refresh()
-
-    async def _open_database(self, keys: list[str]) -> None:
-        try:
-            await self.database.migrate()
-            async with self.database.starting() as session:
-                self.cipher = await open_cipher(session, keys, watch_keys(self.settings))
-                await ensure_admin(session, self.settings)
-                if not self.database.is_sqlite:
-                    await share_authority(session, self.cipher, self.settings.state_dir)
-        except (SQLAlchemyError, OSError) as error:
-            shown = self.database.url.render_as_string(hide_password=True)
-            raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error
-
-    async def _load_snapshot(self, control_plane_id: str) -> Snapshot:
-        async with self.database.reading() as session:
-            holdings = await self.holdings.load(session, control_plane_id)
-        return await asyncio.to_thread(build, holdings)
 
 
 def create_app(plane: ControlPlane) -> FastAPI:

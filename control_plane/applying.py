@@ -23,8 +23,8 @@ from control_plane.planned import Plan
 from control_plane.repository import Repository
 
 if TYPE_CHECKING:
-    from control_plane.app import ControlPlane
     from control_plane.auth import Principal
+    from control_plane.plane import ControlPlane
 
 
 @dataclass(slots=True)

@@ -34,7 +34,7 @@ from control_plane.models import Token
 from control_plane.settings import Settings
 
 if TYPE_CHECKING:
-    from control_plane.app import ControlPlane
+    from control_plane.plane import ControlPlane
 
 _log = logging.getLogger(__name__)
 

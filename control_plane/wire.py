@@ -46,7 +46,7 @@ _OPTIONS = (
 
 
 class Plane(Protocol):
-    """What of the control plane the wire needs (`control_plane.app.ControlPlane`)."""
+    """What of the control plane the wire needs (`control_plane.plane.ControlPlane`)."""
 
     @property
     def settings(self) -> Settings: ...

@@ -17,7 +17,7 @@ from control_plane.models import ControlPlane as ControlPlaneRow
 from control_plane.repository import as_id
 
 if TYPE_CHECKING:
-    from control_plane.app import ControlPlane
+    from control_plane.plane import ControlPlane
 
 
 @dataclass(frozen=True, slots=True)

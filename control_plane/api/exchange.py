@@ -13,7 +13,7 @@ from control_plane.auth import Principal, require
 from control_plane.errors import BadRequest, InvalidParameters, UnsupportedMediaType
 
 if TYPE_CHECKING:
-    from control_plane.app import ControlPlane
+    from control_plane.plane import ControlPlane
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

@@ -32,7 +32,7 @@ from control_plane.settings import VERSION
 from gateway_schema.document import hash_of
 
 if TYPE_CHECKING:
-    from control_plane.app import ControlPlane
+    from control_plane.plane import ControlPlane
 
 router = APIRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["data planes"])
 

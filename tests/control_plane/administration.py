@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 
-from control_plane.app import ControlPlane, create_app
+from control_plane.app import create_app
+from control_plane.plane import ControlPlane
 from tests.control_plane.scripted_node import PATIENCE, KeyPair, key_pair
 
 TOKEN = "kpat_test"

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from control_plane.app import ControlPlane, create_app
+from control_plane.app import create_app
+from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
 
 TOKEN = "kpat_test-token"

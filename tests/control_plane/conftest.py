@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.app import ControlPlane
 from control_plane.database import Database
+from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
 from tests.control_plane.administration import TOKEN, Admin
 from tests.control_plane.client import Client, running_client

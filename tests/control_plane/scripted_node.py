@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from control_plane.app import ControlPlane
+from control_plane.plane import ControlPlane
 from control_plane.settings import VERSION
 from gateway_schema.delta import Catalogue, Delta
 from gateway_schema.document import hash_of

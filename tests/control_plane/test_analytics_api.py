@@ -15,8 +15,9 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from control_plane.app import ControlPlane, create_app
+from control_plane.app import create_app
 from control_plane.ingest import Ingest, Reporter
+from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
 from gateway_schema.wire import analytics_pb2
 from tests.control_plane.usage import CONSUMERS, CONTROL_PLANE, SERVICES, START, event, fold

@@ -20,10 +20,11 @@ from sqlalchemy import select, text
 
 from control_plane import replicas as room
 from control_plane import wire
-from control_plane.app import ControlPlane, create_app
+from control_plane.app import create_app
 from control_plane.errors import StartError
 from control_plane.models import Keyring
 from control_plane.pins import read_certificate
+from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
 from tests.control_plane.scripted_node import PATIENCE, KeyPair, Received, ScriptedNode, channel, key_pair
 

@@ -11,10 +11,10 @@ from sqlalchemy import select
 
 from control_plane import rotation
 from control_plane.__main__ import main
-from control_plane.app import ControlPlane
 from control_plane.database import Database
 from control_plane.errors import StartError
 from control_plane.models import ENTITY_TABLES, SNAPSHOTS, Keyring
+from control_plane.plane import ControlPlane
 from control_plane.rotation import add_key, reencrypt, rotate_key
 from control_plane.secrets import Cipher, open_cipher, parse_keys, read_keys, watch_keys
 from control_plane.settings import Settings
