@@ -231,10 +231,19 @@ class _Planner:
     def delete_undeclared(self, sparing: bool) -> None:
         """`sparing`: deleting much of it would be a surprise."""
         for row in reversed(list(ENTITY_TYPES.values())):
-            declared = self._items[row.name]
-            governed = [held for held in self._holdings.of(row.name).values() if self._governs(held)]
-            self._plan.governed += len(governed) if sparing else 0
-            self._plan.deletes += [held for held in governed if held.id not in declared]
+            declared, held = self._items[row.name], self._holdings.of(row.name)
+            others = [each for entity_id, each in held.items() if entity_id not in declared]
+            going = [each for each in others if self._governs(each)]
+            self._plan.deletes += going
+            if sparing:
+                self._plan.governed += len(going) + self._governed_among(row, declared, len(held) - len(others))
+
+    def _governed_among(self, row: EntityType, declared: Mapping[str, Item], count: int) -> int:
+        """How many of the rows that the document declares are in its reach; `count` are there."""
+        if not (self._adopt or row.is_link):
+            return count  # any that is not was a fault
+        held = self._holdings.of(row.name)
+        return sum(self._governs(held[entity_id]) for entity_id in declared if entity_id in held)
 
     def finish(self) -> Plan:
         self._delete_loose_links()
@@ -266,10 +275,12 @@ class _Planner:
         changed = {(before.type.name, before.id) for before, _ in self._plan.updates}
         for item, before in self._declared:
             owner = self._owners.of(before)
-            if owner and owner != self._tags and not self._adopt:
+            if owner == self._tags:
+                continue
+            if owner and not self._adopt:
                 if (before.type.name, before.id) in changed:
                     self._not_ours(before, item.path, "change")
-            elif owner != self._tags:
+            else:
                 self._plan.assigned.append((before, self._tags))
                 if owner:
                     self._plan.adopted.append((before, owner))
