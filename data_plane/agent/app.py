@@ -167,12 +167,13 @@ class Agent:
 
     async def _take_port(self) -> None:
         host, port = self._settings.proxy_host, self._settings.proxy_port
-        if port and not ports.is_free(host, port):
+        alone = not port or ports.is_free(host, port)
+        if not alone:
             # Either a stranger has it, or workers that a dead agent of this node left: these come to our channel.
             if not await self._fleet.until(lambda: bool(self._fleet.links), ADOPTION_TIMEOUT):
                 raise ports.taken(host, port, "proxy", "proxy_port")
             log.info("workers of a former agent still serve: %s", facts(pids=[w.pid for w in self._fleet.links]))
-        self._listener, self._proxy_port = ports.reserve(host, port)
+        self._listener, self._proxy_port = ports.reserve(host, port, listening=alone)
 
     async def _open_status(self) -> None:
         host, port = self._settings.status_host, self._settings.status_port

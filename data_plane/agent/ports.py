@@ -46,8 +46,11 @@ def is_free(host: str, port: int) -> bool:
 _PROXY = where("proxy_port")
 
 
-def reserve(host: str, port: int) -> tuple[socket.socket | None, int]:
-    """Listen on the port for workers to accept from; with port 0, choose one. Close the socket to release it.
+def reserve(host: str, port: int, *, listening: bool) -> tuple[socket.socket | None, int]:
+    """Hold the port by a socket for workers to accept from; with port 0, choose one. Close the socket to release it.
+
+    Unless it is `listening` already, the first worker that accepts from it makes it so: where former workers still
+    serve, connections should go to them rather than wait for the next ones.
 
     None where others (old workers, lingering connections) stand in the way of a reservation; workers can bind all the
     same.
@@ -56,7 +59,8 @@ def reserve(host: str, port: int) -> tuple[socket.socket | None, int]:
     with suppress(OSError):
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
-        holder.listen(BACKLOG)
+        if listening:
+            holder.listen(BACKLOG)
         return holder, int(holder.getsockname()[1])
     holder.close()
     return None, port
