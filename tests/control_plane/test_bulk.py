@@ -54,6 +54,7 @@ async def test_every_kind_of_value_comes_back_as_it_was(database: Database, coun
 async def test_no_rows_are_nothing(database: Database) -> None:
     async with database.writing() as session:
         await insert_rows(session, ENTITY_TAGS, [])
+        assert (await session.execute(select(ENTITY_TAGS))).all() == []
 
 
 async def test_what_is_there_is_overwritten_or_refused(database: Database) -> None:

@@ -18,6 +18,7 @@ from data_plane.agent import framing
 from data_plane.agent.fleet import Fleet, socket_path
 from data_plane.agent.framing import FrameError, Kind
 from data_plane.agent.intake import Counts, EventIntake
+from data_plane.agent.journal import names_in
 from data_plane.agent.spool import SpoolError
 from data_plane.agent.spool_state import Intake
 from data_plane.agent.store import Snapshot, Store
@@ -90,6 +91,18 @@ async def test_events_are_in_the_spool_once_they_are_flushed(ends: Ends) -> None
     assert await worker.channel.flush(PATIENCE)
     assert ids(drained(ends.spool)) == dict.fromkeys(range(1234), 1)
     assert ends.counts.requests == {200: 1234}
+
+
+async def test_a_worker_that_delivered_everything_leaves_no_journal(ends: Ends) -> None:
+    journals = ends.folder / "journals"
+    worker = FakeWorker(ends.folder / "channel.sock", journals=journals)
+    await ends.fleet.until(lambda: bool(ends.fleet.links), PATIENCE)
+    report(worker, 0, 10)
+    assert len(names_in(journals)) == 1
+    assert await worker.channel.flush(PATIENCE)
+    await worker.stop()
+    assert names_in(journals) == []
+    assert ids(drained(ends.spool)) == dict.fromkeys(range(10), 1)
 
 
 async def test_flushing_without_an_agent_gives_up_in_time(state_dir: Path) -> None:

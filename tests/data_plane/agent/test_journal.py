@@ -235,11 +235,6 @@ async def test_the_next_look_comes_when_a_worker_goes(node: Node) -> None:
     assert ids(drained(node.spool)) == dict.fromkeys(range(3), 1)
 
 
-async def test_a_worker_that_delivered_everything_leaves_no_journal(node: Node) -> None:
-    await node.worker.stop()
-    assert names_in(node.journals) == []
-
-
 async def test_without_room_for_a_journal_a_worker_serves_on(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
