@@ -1,6 +1,9 @@
-"""An upstream that streams chat completions at a steady pace, cheaply: one timer writes to all open streams.
+"""An upstream that streams chat completions at a steady pace, cheaply: one timer writes to the open streams in turn.
 
 `python -m tests.benchmarks.paced PORT INTERVAL_MS CHUNKS`
+
+The streams are spread over the interval, as those of independent callers are. Were all of them written at one instant,
+they would also end at one instant and be asked again at one: what was measured would be the queue of that crowd.
 """
 
 from __future__ import annotations
@@ -11,6 +14,9 @@ from typing import cast
 
 import orjson
 import uvloop
+
+STEP = 0.001
+"""Seconds between two groups of streams."""
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -57,11 +63,39 @@ LAST = (
 )
 
 
+class Turns:
+    """The open streams, each with the chunks it was sent, in groups that are written to one after another."""
+
+    def __init__(self, count: int) -> None:
+        self._groups: list[dict[Stream, int]] = [{} for _ in range(count)]
+        self._next = 0
+
+    def join(self, stream: Stream) -> None:
+        """A stream begins, in the group that waits longest for its turn: a whole interval passes before its chunk."""
+        self._groups[self._next - 1][stream] = 0
+
+    def leave(self, stream: Stream) -> None:
+        for group in self._groups:
+            group.pop(stream, None)
+
+    def take(self, chunks: int) -> None:
+        """Write to the next group; a stream that has had `chunks` ends."""
+        group = self._groups[self._next]
+        self._next = (self._next + 1) % len(self._groups)
+        for stream, sent in list(group.items()):
+            if sent + 1 >= chunks:
+                del group[stream]
+                stream.transport.write(LAST)
+            else:
+                group[stream] = sent + 1
+                stream.transport.write(NEXT)
+
+
 class Stream(asyncio.Protocol):
     """One connection. Bodies are small here: a request is over when as many bytes came as it announced."""
 
-    def __init__(self, streams: dict[Stream, int]) -> None:
-        self._streams = streams
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -74,28 +108,23 @@ class Stream(asyncio.Protocol):
         if found and len(body) >= int(length.partition(b":")[2]):
             self._received = b""
             self.transport.write(HEAD + FIRST)
-            self._streams[self] = 0
+            self._turns.join(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._streams.pop(self, None)
+        self._turns.leave(self)
 
 
 async def serve(port: int, interval: float, chunks: int) -> None:
-    streams: dict[Stream, int] = {}
+    groups = max(1, round(interval / STEP))
+    turns = Turns(groups)
     loop = asyncio.get_running_loop()
-    await loop.create_server(lambda: Stream(streams), "127.0.0.1", port, backlog=4096)
+    await loop.create_server(lambda: Stream(turns), "127.0.0.1", port, backlog=4096)
     print("ready", flush=True)
     due = loop.time()
     while True:
-        due += interval
+        due += interval / groups
         await asyncio.sleep(max(0.0, due - loop.time()))
-        for stream, sent in list(streams.items()):
-            if sent + 1 >= chunks:
-                del streams[stream]
-                stream.transport.write(LAST)
-            else:
-                streams[stream] = sent + 1
-                stream.transport.write(NEXT)
+        turns.take(chunks)
 
 
 if __name__ == "__main__":

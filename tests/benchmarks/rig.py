@@ -1,4 +1,4 @@
-"""The machinery around what is measured: nginx twice (upstream and yardstick), our node, pinned to their cores."""
+"""The machinery around what is measured, pinned to its cores: nginx twice, a bare proxy, our node."""
 
 from __future__ import annotations
 
@@ -120,15 +120,16 @@ class Rig:
     children: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.back, self.yardstick, self.paced = free_ports(3)
+        self.back, self.yardstick, self.bare, self.paced = free_ports(4)
         self.stack = Stack(self.folder / "home")
 
     def start(self) -> None:
         answer = COMPLETION.replace("'", "")
         self._nginx("upstream", UPSTREAM.format(port=self.back, answer=answer), LOAD_CORE)
         self._nginx("yardstick", YARDSTICK.format(port=self.yardstick, back=self.back), PROXY_CORE)
-        for port in (self.back, self.yardstick):
-            eventually("nginx answers", lambda port=port: answers(f"http://127.0.0.1:{port}/"))
+        self._bare()
+        for port in (self.back, self.yardstick, self.bare):
+            eventually("the proxies answer", lambda port=port: answers(f"http://127.0.0.1:{port}/"))
         self._node()
 
     def _nginx(self, name: str, servers: str, core: str) -> None:
@@ -147,6 +148,10 @@ class Rig:
             str(folder / "error.log"),
         ]
         self.children.append(subprocess.Popen(command, text=True))
+
+    def _bare(self) -> None:
+        command = [sys.executable, "-m", "tests.benchmarks.bare", str(self.bare), str(self.back)]
+        self.children.append(subprocess.Popen(["taskset", "-c", PROXY_CORE, *command], text=True))
 
     def _node(self) -> None:
         """Our node through `recipe up`, then moved to its core. The control plane is stopped: what it would do on the

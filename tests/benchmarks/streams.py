@@ -7,6 +7,7 @@ times to first token in milliseconds.
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from typing import cast
 
 import orjson
 import uvloop
+
+STARTS_SECONDS = 0.5
+"""The time within which all streams begin, on average."""
 
 BODY = orjson.dumps(
     {
@@ -79,11 +83,12 @@ async def call(port: int, streams: int, seconds: float, path: str) -> Tally:
     tally = Tally()
     loop = asyncio.get_running_loop()
     callers: list[Caller] = []
-    for number in range(streams):
+    chance = random.Random(streams)
+    for _ in range(streams):
         _, caller = await loop.create_connection(lambda: Caller(tally, request(path)), "127.0.0.1", port)
         callers.append(caller)
-        if number % 20 == 19:
-            await asyncio.sleep(0.01)  # spread the starts: a crowd that arrives in one instant measures its own queue
+        # Independent callers: a crowd that arrives in one instant, and returns in one, measures its own queue.
+        await asyncio.sleep(chance.expovariate(streams / STARTS_SECONDS))
     await asyncio.sleep(seconds)
     for caller in callers:
         caller.stopped = True

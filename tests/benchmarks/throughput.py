@@ -59,6 +59,7 @@ def throughput(rig: Rig, repeats: int, seconds: int) -> list[Row]:
     proxy = rig.stack.proxy_port
     measured = [
         yardstick,
+        Throughput("uvloop and httptools bare, without a gateway", "", rig.bare, "/"),
         Throughput("plain proxying, no plugins", "0.6", proxy, "/plain"),
         Throughput("unary: key-auth + ai-prompt-decorator + ai-proxy-advanced", "0.35", proxy, "/unary"),
         Throughput("the recipe's /chat: two routes, Datakit, both calls", "0.08", proxy, "/chat", "demo-consumer-key"),
