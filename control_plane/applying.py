@@ -102,7 +102,8 @@ async def publish(done: Undertaking) -> dict[str, Any]:
     plane = done.plane
     if done.written is not None:
         plane.holdings.keep(done.written)
-    snapshot = await plane.snapshots.refresh(done.control_plane_id)
+    version = done.written.version if done.written is not None else None
+    snapshot = await plane.snapshots.refresh(done.control_plane_id, version)
     if done.written is not None:
         before = State(done.holdings, done.owners)
         after = State(done.written, done.owners.after(done.plan.assigned))

@@ -1,8 +1,10 @@
 """The current snapshot of each control plane: built once per quiet moment, packed once, shared by all streams.
 
 `refresh` is for who has just committed and wants to know the snapshot that holds it; `touch` is for a flurry of small
-writes; `watch` waits for a snapshot other than the one a node has. A build that began before a commit does not count
-for it: `refresh` numbers the wishes, and a build answers only those that were made before it started to read.
+writes: the first of them, which comes into silence, is built at once, and all that follow it are built together when
+they pause; `watch` waits for a snapshot other than the one a node has. A build that began before a commit does not
+count for it: wishes are numbered, and a build answers only those that were made before it started to read. Who wishes
+may know the version that the snapshot must hold; when all do, it need not be looked up.
 
 Of former snapshots only the steps from each to the next are kept, as far as they are small. A node that has one of them
 gets a delta, over as many steps as it takes; any other node gets all of it.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -108,7 +111,7 @@ class Parcel:
 
     def _way(self, steps: tuple[Step, ...]) -> Way | None:
         changes = combined(step.changes for step in steps)
-        if size_of(changes) > min(MAX_DELTA_BYTES, len(self.snapshot.payload) // 2):
+        if size_of(changes) > min(MAX_DELTA_BYTES, self.snapshot.catalogue.size // 2):
             return None
         return Way(steps[0].version, steps[0].hash, delta_of(changes))
 
@@ -130,17 +133,27 @@ class _Entry:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     current: Parcel | None = None
     wanted: int = 0
+    """The number of the last wish."""
     built: int = 0
+    """The last one that is fulfilled."""
+    vague: int = 0
+    """The last one that came without a version."""
+    version: int = -1
+    """The newest version that anyone wishes for whose wish is not fulfilled."""
     covered: int = -1
     """The version that the last build read; `current` may be older, for equal hashes keep the older one."""
-    last_touch: float = 0.0
+    last_touch: float = -math.inf
     toucher: asyncio.Task[None] | None = None
 
 
 class SnapshotCache:
-    """Snapshots by control plane id. `load` reads one from the database; its errors reach who asked."""
+    """Snapshots by control plane id.
 
-    def __init__(self, load: Callable[[str], Awaitable[Snapshot]]) -> None:
+    `load` makes one of what is committed, or, when it is given a version, of any state since that was committed; its
+    errors reach who asked.
+    """
+
+    def __init__(self, load: Callable[[str, int | None], Awaitable[Snapshot]]) -> None:
         self._load = load
         self._errands = Errands("build snapshot")
         self._entries: dict[str, _Entry] = {}
@@ -150,17 +163,24 @@ class SnapshotCache:
         """Call with each new snapshot, and whether it is the first one of its control plane that this cache made."""
         self._on_made.append(listener)
 
-    async def refresh(self, control_plane_id: str) -> Snapshot:
-        """The snapshot with everything committed before this call; an equal hash keeps the older version."""
-        return (await self._refresh(control_plane_id)).snapshot
+    async def refresh(self, control_plane_id: str, version: int | None = None) -> Snapshot:
+        """The snapshot with everything committed before this call, or, given a version, with all up to that one; an
+        equal hash keeps the older version."""
+        return (await self._refresh(control_plane_id, version)).snapshot
 
-    def touch(self, control_plane_id: str) -> None:
-        """Something was committed: build soon, once for all changes of the next quiet moment."""
+    def touch(self, control_plane_id: str, version: int | None = None) -> None:
+        """Something was committed: build at once when it was quiet before, else once for all when it is quiet again.
+
+        `version`: the one that was made, where that is known.
+        """
         entry = self._entry(control_plane_id)
-        entry.last_touch = asyncio.get_running_loop().time()
+        _wish(entry, version)
+        now = asyncio.get_running_loop().time()
+        silent, entry.last_touch = now - entry.last_touch >= QUIET_SECONDS, now
         if entry.toucher is None or entry.toucher.done():
             name = f"snapshot {control_plane_id}"
-            entry.toucher = asyncio.create_task(self._build_when_quiet(control_plane_id, entry), name=name)
+            work = self._build_for_touches(control_plane_id, entry, at_once=silent)
+            entry.toucher = asyncio.create_task(work, name=name)
 
     async def get(self, control_plane_id: str) -> Parcel:
         """The current snapshot, built if there is none yet."""
@@ -203,13 +223,12 @@ class SnapshotCache:
     def _entry(self, control_plane_id: str) -> _Entry:
         return self._entries.setdefault(control_plane_id, _Entry())
 
-    async def _refresh(self, control_plane_id: str) -> Parcel:
-        return await self._errands.run(self._fulfil(control_plane_id))
+    async def _refresh(self, control_plane_id: str, version: int | None = None) -> Parcel:
+        wish = _wish(self._entry(control_plane_id), version)
+        return await self._errands.run(self._fulfil(control_plane_id, wish))
 
-    async def _fulfil(self, control_plane_id: str) -> Parcel:
+    async def _fulfil(self, control_plane_id: str, wish: int) -> Parcel:
         entry = self._entry(control_plane_id)
-        entry.wanted += 1
-        wish = entry.wanted
         async with entry.lock:
             if entry.built < wish or entry.current is None:
                 covered = entry.wanted
@@ -223,7 +242,8 @@ class SnapshotCache:
             return entry.current
 
     async def _build(self, control_plane_id: str, entry: _Entry) -> Parcel:
-        snapshot = await self._load(control_plane_id)
+        named = entry.vague <= entry.built and entry.version > entry.covered  # never back to what is older
+        snapshot = await self._load(control_plane_id, entry.version if named else None)
         known = entry.current
         if known is None or known.snapshot.hash != snapshot.hash:
             known = await asyncio.to_thread(known.next, snapshot) if known is not None else Parcel(snapshot)
@@ -236,22 +256,35 @@ class SnapshotCache:
         woken, entry.changed = entry.changed, asyncio.Event()
         woken.set()
 
-    async def _build_when_quiet(self, control_plane_id: str, entry: _Entry) -> None:
+    async def _build_for_touches(self, control_plane_id: str, entry: _Entry, *, at_once: bool) -> None:
+        """Until a build has read all that was touched. A change that comes alone waits for no other."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + PATIENCE_SECONDS
+        deadline = clock() if at_once else clock() + PATIENCE_SECONDS
         while True:
             # No event tells of silence, hence a loop of sleeps.
             while (pause := min(entry.last_touch + QUIET_SECONDS, deadline) - clock()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(pause)
-            seen = entry.last_touch
+            seen = entry.wanted
             try:
-                await self._refresh(control_plane_id)
+                await self._errands.run(self._fulfil(control_plane_id, seen))
             except Exception:
                 # Nobody waits for this build; streams keep what they have and the next change builds again.
                 _log.exception("no snapshot could be built for control plane %s", control_plane_id)
-            if entry.last_touch == seen:
+            if entry.wanted == seen:
                 return
             deadline = clock() + PATIENCE_SECONDS
+
+
+def _wish(entry: _Entry, version: int | None) -> int:
+    """Note it; returns its number."""
+    if entry.built == entry.wanted:
+        entry.version = -1
+    entry.wanted += 1
+    if version is None:
+        entry.vague = entry.wanted
+    else:
+        entry.version = max(entry.version, version)
+    return entry.wanted
 
 
 def _packed(payload: bytes) -> tuple[bytes, ...]:

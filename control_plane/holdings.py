@@ -22,6 +22,7 @@ from control_plane import content
 from control_plane.errors import NotFound
 from control_plane.models import ENTITY_TABLES, ControlPlane, Id
 from control_plane.secrets import Cipher
+from gateway_schema.delta import Catalogue, Section
 from gateway_schema.registry import ENTITY_TYPES, EntityType
 
 NO_CONTROL_PLANE = "The requested control plane was not found."
@@ -106,7 +107,10 @@ class Holdings:
         self.version = version
         self._rows = dict(rows)
         self._indexes: dict[tuple[str, tuple[str, ...]], dict[tuple[Any, ...], Row]] = {}
-        self._canonical: dict[str, Mapping[str, bytes]] = {}
+        self._canonical: dict[str, Section] = {}
+        self._catalogue: Catalogue | None = None
+        """Of these rows, or of former ones, which the next has much in common with."""
+        self._plugins: frozenset[str] | None = None
 
     def of(self, name: str) -> Mapping[str, Row]:
         """The rows of a kind by id."""
@@ -123,14 +127,29 @@ class Holdings:
             self._indexes[row.name, fields] = index
         return index
 
-    def canonical(self, name: str) -> Mapping[str, bytes]:
+    def canonical(self, name: str) -> Section:
         """The canonical bytes of each row of a kind, by id, ids in order. The same value while the kind stays."""
         found = self._canonical.get(name)
         if found is None:
             rows = self.of(name)
-            found = {entity_id: rows[entity_id].canonical for entity_id in sorted(rows)}
+            found = Section((entity_id, rows[entity_id].canonical) for entity_id in sorted(rows))
             self._canonical[name] = found
         return found
+
+    def catalogue(self) -> tuple[Catalogue, str]:
+        """The document that the rows make, and its hash."""
+        former = self._catalogue
+        made = Catalogue(self.control_plane_id, {name: self.canonical(name) for name in sorted(ENTITY_TYPES)})
+        hash_ = made.hash(former)
+        self._catalogue = made
+        return made, hash_
+
+    def plugins_in_use(self) -> frozenset[str]:
+        """Names of the plugins that are switched on."""
+        if self._plugins is None:
+            plugins = [row.complete for row in self.of("plugins").values()]
+            self._plugins = frozenset(plugin["name"] for plugin in plugins if plugin.get("enabled", True))
+        return self._plugins
 
     def after(self, version: int, puts: Iterable[Row], deletes: Iterable[Row]) -> Holdings:
         """The holdings of a later version."""
@@ -143,6 +162,8 @@ class Holdings:
         for row in puts:
             rows.setdefault(row.type.name, {})[row.id] = row
         later = Holdings(self.control_plane_id, version, rows)
+        later._catalogue = self._catalogue
+        later._plugins = self._plugins if "plugins" not in changed else None
         later._canonical = {name: held for name, held in self._canonical.items() if name not in changed}
         later._indexes = {
             place: _reindexed(index, place, gone, puts) if place[0] in changed else index
@@ -189,6 +210,11 @@ class HoldingsCache:
             self.keep(known)
         return known
 
+    def known(self, control_plane_id: str, version: int) -> Holdings | None:
+        """What is remembered, if it is of that very version."""
+        known = self._known.get(control_plane_id)
+        return known if known is not None and known.version == version else None
+
     def keep(self, holdings: Holdings) -> None:
         """Remember committed holdings; an older version never replaces a newer one."""
         known = self._known.get(holdings.control_plane_id)
@@ -197,6 +223,12 @@ class HoldingsCache:
         self._known.move_to_end(holdings.control_plane_id)
         while len(self._known) > _KEPT_CONTROL_PLANES:
             self._known.popitem(last=False)
+
+    def follow(self, control_plane_id: str, version: int, puts: Iterable[Row]) -> None:
+        """A transaction committed that made this version of the one before, by nothing but putting these rows."""
+        known = self._known.get(control_plane_id)
+        if known is not None and known.version == version - 1:
+            self.keep(known.after(version, puts, ()))
 
     def forget(self, control_plane_id: str) -> None:
         self._known.pop(control_plane_id, None)

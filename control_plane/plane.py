@@ -74,9 +74,9 @@ class ControlPlane:
         finally:
             await self.close()
 
-    def touch(self, control_plane_id: str) -> None:
-        """An entity was committed: make a snapshot at the next quiet moment."""
-        self.snapshots.touch(control_plane_id)
+    def touch(self, control_plane_id: str, version: int | None = None) -> None:
+        """An entity was committed, and made this version: make a snapshot, soon."""
+        self.snapshots.touch(control_plane_id, version)
         self.history.touched(control_plane_id)
 
     async def forget(self, control_plane_id: str) -> None:
@@ -99,7 +99,9 @@ class ControlPlane:
             shown = self.database.url.render_as_string(hide_password=True)
             raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error
 
-    async def _load_snapshot(self, control_plane_id: str) -> Snapshot:
-        async with self.database.reading() as session:
-            holdings = await self.holdings.load(session, control_plane_id)
+    async def _load_snapshot(self, control_plane_id: str, version: int | None) -> Snapshot:
+        holdings = self.holdings.known(control_plane_id, version) if version is not None else None
+        if holdings is None:
+            async with self.database.reading() as session:
+                holdings = await self.holdings.load(session, control_plane_id)
         return await asyncio.to_thread(build, holdings)

@@ -78,6 +78,9 @@ class Repository:
         self._cipher = cipher
         self._author = author
         self._batch = BatchWriter(session, control_plane_id, cipher)
+        self._locked = False
+        self.written: list[tuple[int, Changes]] = []
+        """What was written by this repository, each with the version that it made."""
 
     # -- reading
 
@@ -180,13 +183,14 @@ class Repository:
 
     # -- writing one
 
-    async def lock(self) -> int:
-        """Be the only writer of this control plane until the transaction ends. Returns its version."""
-        query = select(ControlPlane.config_version).where(ControlPlane.id == self._control_plane_id).with_for_update()
-        version = (await self._session.execute(query)).scalar_one_or_none()
-        if version is None:
+    async def lock(self) -> None:
+        """Be the only writer of this control plane until the transaction ends. Raises NotFound when there is none."""
+        if self._locked:
+            return
+        query = select(ControlPlane.id).where(ControlPlane.id == self._control_plane_id).with_for_update()
+        if (await self._session.execute(query)).first() is None:
             raise NotFound(NO_CONTROL_PLANE)
-        return version
+        self._locked = True
 
     async def create(self, row: EntityType, body: Mapping[str, Any], scope: Scope | None = None) -> Row:
         """POST. Raises an EntityError."""
@@ -229,6 +233,7 @@ class Repository:
     async def write(self, changes: Changes) -> int:
         """Write a batch that was checked. The caller holds the lock. Returns the new version."""
         version = await self._batch.write(changes)
+        self.written.append((version, changes))
         if self._author is not None:
             await audit.record_changes(self._session, self._author, self._control_plane_id, changes)
         return version

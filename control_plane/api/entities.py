@@ -133,13 +133,18 @@ class Collection:
         async with plane.database.writing() as session:
             repository = await self._repository(request, plane, session, caller)
             yield repository, await self._scope(request, repository)
-        plane.touch(_control_plane_id(request))
+        version = None
+        for version, changes in repository.written:
+            if not changes.deletes:  # the database may have deleted more with them
+                plane.holdings.follow(_control_plane_id(request), version, changes.puts)
+        plane.touch(_control_plane_id(request), version)
 
     async def _repository(
         self, request: Request, plane: Plane, session: AsyncSession, author: Principal | None = None
     ) -> Repository:
         repository = Repository(session, _control_plane_id(request), plane.cipher, author)
-        await repository.exists()
+        # Whoever writes does so alone: what is looked up from here on stays as it is until the commit.
+        await (repository.exists() if author is None else repository.lock())
         return repository
 
     async def _scope(self, request: Request, repository: Repository) -> Scope | None:

@@ -12,7 +12,7 @@ import zstandard
 from control_plane import cache as caching
 from control_plane.cache import CHUNK_BYTES, Parcel, SnapshotCache
 from control_plane.snapshot import Snapshot
-from gateway_schema.delta import Catalogue
+from gateway_schema.delta import Catalogue, Section
 from gateway_schema.document import hash_of
 
 
@@ -22,10 +22,9 @@ def entity(name: str, content: str = "") -> bytes:
 
 def snapshot_of(control_plane_id: str, version: int, content: str, **others: bytes) -> Snapshot:
     """One route with that content, and other services by id."""
-    rows = {"routes": {"r": entity("r", content)}, "services": dict(sorted(others.items()))}
+    rows = {"routes": Section({"r": entity("r", content)}), "services": Section(sorted(others.items()))}
     catalogue = Catalogue(control_plane_id, rows)
-    payload = catalogue.payload()
-    return Snapshot(control_plane_id, version, hash_of(payload), payload, catalogue, frozenset({"key-auth"}))
+    return Snapshot(control_plane_id, version, hash_of(catalogue.payload()), catalogue, frozenset({"key-auth"}))
 
 
 class Store:
@@ -43,7 +42,7 @@ class Store:
     def write(self, content: str) -> None:
         self.content, self.version = content, self.version + 1
 
-    async def load(self, control_plane_id: str) -> Snapshot:
+    async def load(self, control_plane_id: str, version: int | None) -> Snapshot:
         self.builds += 1
         self.reading.set()
         content, version = self.content, self.version
@@ -81,6 +80,104 @@ async def test_a_flurry_of_touches_is_built_together_and_wakes_watchers_once() -
     await cache.close()
 
 
+async def test_a_change_that_comes_into_silence_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "QUIET_SECONDS", 3600.0)
+    monkeypatch.setattr(caching, "PATIENCE_SECONDS", 3600.0)
+    store = Store()
+    cache = SnapshotCache(store.load)
+    known = (await cache.get("cp")).snapshot.hash
+    store.write("second")
+    cache.touch("cp")
+    assert (await asyncio.wait_for(cache.watch("cp", known), 20)).snapshot.version == 2
+    await cache.close()
+
+
+async def test_what_follows_the_first_change_closely_is_built_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often there is a pause between two of them, as long as it is shorter than quiet."""
+    monkeypatch.setattr(caching, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(caching, "PATIENCE_SECONDS", 3600.0)
+    store = Store()
+    cache = SnapshotCache(store.load)
+    known = (await cache.get("cp")).snapshot.hash
+    for number in range(200):
+        store.write(f"change {number}")
+        cache.touch("cp")
+        await asyncio.sleep(0)
+    while store.version != cache.covered("cp"):
+        known = (await asyncio.wait_for(cache.watch("cp", known), 20)).snapshot.hash
+    assert store.builds == 3  # what was there before, the first, and all others
+    await cache.close()
+
+
+async def test_a_change_in_the_same_tick_of_the_clock_as_the_one_before_is_built_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process's loop counts whole milliseconds."""
+    store = Store()
+    cache = SnapshotCache(store.load)
+    known = (await cache.get("cp")).snapshot.hash
+    loop = asyncio.get_running_loop()
+    clock, stopped = loop.time, [loop.time()]
+    monkeypatch.setattr(loop, "time", lambda: stopped[0] if stopped else clock())
+    store.gate.clear()
+    store.reading.clear()
+    store.write("second")
+    cache.touch("cp")
+    await store.reading.wait()
+    store.write("third")
+    cache.touch("cp")
+    stopped.clear()
+    store.gate.set()
+    while known != snapshot_of("cp", 3, "third").hash:
+        known = (await asyncio.wait_for(cache.watch("cp", known), 20)).snapshot.hash
+    await cache.close()
+
+
+async def test_a_flurry_without_end_is_built_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "QUIET_SECONDS", 3600.0)
+    monkeypatch.setattr(caching, "PATIENCE_SECONDS", 0.0)
+    store = Store()
+    cache = SnapshotCache(store.load)
+    known = (await cache.get("cp")).snapshot.hash
+    for number in range(3):
+        store.write(f"change {number}")
+        cache.touch("cp")
+        parcel = await asyncio.wait_for(cache.watch("cp", known), 20)
+        assert parcel.snapshot.version == store.version
+        known = parcel.snapshot.hash
+    await cache.close()
+
+
+async def test_a_version_is_named_to_the_build_only_when_all_know_theirs() -> None:
+    """Else it must look for itself what was committed."""
+    store = Store()
+    asked: list[int | None] = []
+
+    async def load(control_plane_id: str, version: int | None) -> Snapshot:
+        asked.append(version)
+        return await store.load(control_plane_id, version)
+
+    cache = SnapshotCache(load)
+    await cache.refresh("cp", 7)
+    store.gate.clear()
+    store.reading.clear()
+    running = asyncio.ensure_future(cache.refresh("cp", 8))
+    await store.reading.wait()
+    late = [asyncio.ensure_future(cache.refresh("cp", version)) for version in (10, None, 9)]
+    await asyncio.sleep(0)
+    store.gate.set()
+    await asyncio.gather(running, *late)
+    await asyncio.gather(*(cache.refresh("cp", version) for version in (12, 11)))
+    assert asked == [7, 8, None, 12]
+    await cache.refresh("cp", 5)  # a database that was set back: what was wished for before is over
+    assert asked[-1] == 5
+    store.version = 20
+    await cache.refresh("cp")
+    await cache.refresh("cp", 19)  # it is in the current snapshot
+    assert asked[-1] is None
+    await cache.close()
+
+
 async def test_an_equal_hash_keeps_the_older_version() -> None:
     store = Store()
     cache = SnapshotCache(store.load)
@@ -106,7 +203,7 @@ async def test_a_build_that_fails_tells_who_asked_and_spoils_nothing() -> None:
     cache = SnapshotCache(store.load)
     first = await cache.refresh("cp")
 
-    async def broken(_: str) -> Snapshot:
+    async def broken(_: str, _version: int | None) -> Snapshot:
         raise ConnectionError("no database")
 
     failing = SnapshotCache(broken)

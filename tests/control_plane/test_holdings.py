@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,57 @@ async def test_random_writes_are_followed_as_if_everything_had_been_read_again(c
             followed = await follower.load(session, client.id)
             read = await HoldingsCache(client.plane.cipher).load(session, client.id)
         assert build(followed) == build(read)
+
+
+async def test_what_is_remembered_of_one_s_own_writes_is_what_the_database_holds(client: Client) -> None:
+    """So a snapshot may be made of it without a look there: after single writes, applies and rollbacks."""
+    chance = random.Random(7)
+    plane = client.plane
+    await client.plane.snapshots.get(client.id)
+    written = remembered = 0
+    for number in range(40):
+        before = await _version(client)
+        if number % 8 == 7:
+            await _roll_back(client, chance)
+        else:
+            await _write_something(client, chance, number)
+        async with plane.database.reading() as session:
+            read = await HoldingsCache(plane.cipher).load(session, client.id)
+        kept = plane.holdings.known(client.id, read.version)
+        written += read.version > before
+        remembered += kept is not None
+        assert kept is None or build(kept) == build(read)
+        snapshot = await plane.snapshots.refresh(client.id, read.version)
+        assert (snapshot.hash, snapshot.payload) == (build(read).hash, build(read).payload)
+    assert written > 30
+    assert remembered > 15
+
+
+async def test_a_change_that_another_process_made_in_between_is_in_the_snapshot(client: Client) -> None:
+    """What is remembered is then no base for what was written after it."""
+    plane = client.plane
+    await client.apply({"_format_version": "3.0", "services": [{"name": "ours", "host": "a.test"}]})
+    remembered = plane.holdings.known(client.id, await _version(client))
+    assert remembered is not None
+    await client.call("POST", "services", {"name": "theirs", "host": "b.test"}, 201)
+    plane.holdings.forget(client.id)
+    plane.holdings.keep(remembered)  # as if another process had made the change
+    await client.call("PATCH", "services/ours", {"port": 81})
+    snapshot = await plane.snapshots.refresh(client.id, await _version(client))
+    services = orjson.loads(snapshot.payload)["entities"]["services"]
+    assert {service["name"]: service["port"] for service in services} == {"ours": 81, "theirs": 80}
+
+
+async def _version(client: Client) -> int:
+    found = await client.get(f"/v2/control-planes/{client.id}/expected-config-version")
+    return int(found["expected_config_version"])
+
+
+async def _roll_back(client: Client, chance: random.Random) -> None:
+    base = f"/v2/control-planes/{client.id}/snapshots"
+    kept = [entry["version"] for entry in (await client.get(base))["data"]]
+    if kept:
+        await client.call("POST", f"{base}/{chance.choice(kept)}/rollback", {"commit": True, "force": True})
 
 
 async def _write_something(client: Client, chance: random.Random, number: int) -> None:

@@ -22,10 +22,12 @@ from control_plane import replicas as room
 from control_plane import wire
 from control_plane.app import create_app
 from control_plane.errors import StartError
+from control_plane.holdings import HoldingsCache
 from control_plane.models import Keyring
 from control_plane.pins import read_certificate
 from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
+from control_plane.snapshot import build
 from tests.control_plane.scripted_node import PATIENCE, KeyPair, Received, ScriptedNode, channel, key_pair
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -210,6 +212,26 @@ async def test_an_apply_through_one_reaches_a_node_of_the_other(pair: Pair) -> N
         answer = await pair.first.call("POST", f"{pair.path}/apply", {"document": document, "commit": True})
         received = await take(node)
         assert (received.version, received.hash) == (answer["version"], answer["hash"])
+
+
+async def test_what_is_written_through_both_at_once_is_in_the_snapshots_of_both(pair: Pair) -> None:
+    """To the byte what the database holds, though each remembers what it wrote itself."""
+    for replica in (pair.first, pair.second):
+        await replica.plane.snapshots.get(pair.id)
+    for number in range(10):
+        await asyncio.gather(
+            pair.write(pair.first, f"first-{number}"),
+            pair.write(pair.second, f"second-{number}"),
+            pair.write(pair.first, f"third-{number}"),
+        )
+        await pair.second.call("PATCH", f"{pair.path}/core-entities/services/first-{number}", {"port": 1000 + number})
+    async with pair.first.plane.database.reading() as session:
+        held = build(await HoldingsCache(pair.first.plane.cipher).load(session, pair.id))
+    for replica in (pair.first, pair.second):
+        snapshots = replica.plane.snapshots
+        await until(lambda snapshots=snapshots: snapshots.covered(pair.id) == held.version)
+        made = (await snapshots.get(pair.id)).snapshot
+        assert (made.hash, made.payload) == (held.hash, held.payload)
 
 
 async def announce_and_fail(pair: Pair) -> None:
