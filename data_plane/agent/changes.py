@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import zstandard
@@ -107,6 +107,8 @@ class Applier:
         self._fleet = fleet
         self.current = current
         """What all workers run, and a restart loads."""
+        self._committed: Snapshot | None = None
+        """What a restart loads, as long as others lie beside it."""
         self._next: tuple[Arrival, Callable[[Outcome], None]] | None = None
         self._bell = asyncio.Event()
         self._kept: tuple[str, Catalogue] | None = None
@@ -126,6 +128,7 @@ class Applier:
             if self._next is not None:
                 (arrival, tell), self._next = self._next, None
                 tell(Outcome(arrival, await self._apply(arrival)))
+                await self._tidy()
 
     async def _boot(self, snapshot: Snapshot) -> None:
         refusal = await self._fleet.boot(snapshot, APPLY_TIMEOUT)
@@ -148,10 +151,14 @@ class Applier:
         except OSError as error:
             log.error("a snapshot cannot be stored: %s", facts(version=arrival.version, reason=error))
             return Refusal(f"the node cannot store the snapshot: {error.strerror}")
-        refusal = await self._fleet.apply(candidate, APPLY_TIMEOUT)
+        syncing = asyncio.create_task(self._sync(candidate), name="sync a snapshot")
+        try:
+            refusal = await self._fleet.apply(candidate, APPLY_TIMEOUT)
+        finally:
+            unsynced = await syncing
         if refusal is None:
             self._kept = (candidate.hash, catalogue) if catalogue is not None else None
-            await self._commit(candidate)
+            await self._commit(candidate, unsynced)
         else:
             log.warning("snapshot refused: %s", facts(version=arrival.version, kept=known.version if known else 0))
             if known is None or known.path != candidate.path:
@@ -159,24 +166,26 @@ class Applier:
         return refusal
 
     def _stage(self, arrival: Arrival, known: Snapshot | None) -> tuple[Snapshot, Catalogue | None]:
-        """Unpack, check, put on disk; in a thread, for documents may be large."""
+        """Unpack, check, write; in a thread, for documents may be large."""
         catalogue = None
         if arrival.delta is not None:
             catalogue = self._changed(arrival.delta, known)
-            document = catalogue.payload()
-            if len(document) > MAX_DOCUMENT:
+            if catalogue.size > MAX_DOCUMENT:
                 raise _Refused(Refusal(f"the document holds more than {MAX_DOCUMENT} bytes"))
+            found = catalogue.hash(self._kept[1] if self._kept is not None else None)
+            pieces: Iterable[bytes] = catalogue.pieces()
         else:
             document = _unpacked(arrival.data)
-        found = hash_of(document)
+            found = hash_of(document)
+            pieces = (document,)
         if found != arrival.hash and catalogue is not None:
             self._kept = None  # it may be what is wrong
             raise _useless(f"the delta leads to the hash {found}, not {arrival.hash}")
         if found != arrival.hash:
             raise _Refused(Refusal(f"the snapshot is damaged: its hash is {found}, not {arrival.hash}"))
         way = (arrival.delta.from_hash, arrival.delta.SerializeToString()) if arrival.delta is not None else ()
-        staged = self._store.stage(arrival.version, arrival.hash, document, *way)
-        return staged, catalogue if len(document) <= MAX_KEPT else None
+        staged = self._store.stage(arrival.version, arrival.hash, pieces, *way)
+        return staged, catalogue if catalogue is not None and catalogue.size <= MAX_KEPT else None
 
     def _changed(self, message: pb.Delta, known: Snapshot | None) -> Catalogue:
         """The current document with a delta's changes. Raises _Refused."""
@@ -193,14 +202,34 @@ class Applier:
             self._kept = None
             raise _useless(f"the delta cannot be applied: {error}") from None
 
-    async def _commit(self, candidate: Snapshot) -> None:
+    async def _sync(self, candidate: Snapshot) -> OSError | None:
+        """While the workers build: what the disk says to it, if it does not take it."""
+        try:
+            await asyncio.to_thread(self._store.sync, candidate)
+        except OSError as error:
+            return error
+        return None
+
+    async def _commit(self, candidate: Snapshot, unsynced: OSError | None) -> None:
         """All workers run it already: a disk that fails now costs a resync after a restart, not the change."""
         self.current = candidate
         try:
+            if unsynced is not None:
+                raise unsynced
             await asyncio.to_thread(self._store.commit, candidate)
+            self._committed = candidate
         except OSError as error:
             log.error("a snapshot will not outlast a restart: %s", facts(version=candidate.version, reason=error))
         log.info("snapshot applied: %s", facts(version=candidate.version, hash=candidate.hash))
+
+    async def _tidy(self) -> None:
+        """Remove what the last commit left behind; nobody waits for that."""
+        if self._committed is not None:
+            committed, self._committed = self._committed, None
+            try:
+                await asyncio.to_thread(self._store.tidy, committed)
+            except OSError as error:
+                log.warning("former snapshots stay on disk until the next one: %s", facts(reason=error))
 
 
 def _useless(reason: str) -> _Refused:

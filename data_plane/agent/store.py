@@ -4,9 +4,11 @@
     snapshot.json              {"version", "hash", "file", "software"}: which file counts
     snapshots/<version>-<hash> canonical bytes of a document
     snapshots/….changes        the Delta that led to it, for workers that run what was before
+    snapshots/….pointer        what will be `snapshot.json` once all workers run it
 
-A snapshot's file is written whole before any worker hears of it, and `snapshot.json` names it only when all run it: a
-snapshot that was refused is never what a restart loads. Everything is readable by its owner only: documents hold keys.
+A snapshot's file is written whole before any worker hears of it, and `snapshot.json` names it only when all run it and
+the disk has it: a snapshot that was refused, or half written when the power went, is never what a restart loads.
+Everything is readable by its owner only: documents hold keys.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +48,10 @@ class Snapshot:
     def changes(self) -> Path:
         """A serialised `config.Delta`, until all workers run this snapshot."""
         return self.path.with_name(f"{self.path.name}.changes")
+
+    @property
+    def pointer(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.pointer")
 
 
 class Store:
@@ -101,34 +108,52 @@ class Store:
         with suppress(FileNotFoundError):
             os.replace(pointer, self._folder / f"snapshot.json.{stamp}.damaged")
 
-    def stage(self, version: int, hash_: str, payload: bytes, base: str = "", changes: bytes = b"") -> Snapshot:
-        """Put a candidate on disk, for the workers to read; a restart does not see it yet. Raises OSError."""
+    def stage(
+        self, version: int, hash_: str, payload: Iterable[bytes], base: str = "", changes: bytes = b""
+    ) -> Snapshot:
+        """Write a candidate, for the workers to read; a restart does not see it yet. Raises OSError.
+
+        `payload`: the document's bytes, in pieces.
+        """
         snapshot = Snapshot(version, hash_, self._snapshots / f"{version}-{hash_}", base=base)
-        write_file(snapshot.path, payload)
+        # One that lies there already may be what a restart loads: it must not be at risk in the meantime.
+        _write(snapshot.path, payload, synced=snapshot.path.exists())
         if base:
-            write_file(snapshot.changes, changes)
+            _write(snapshot.changes, (changes,), synced=False)  # nobody needs it after a restart
         return snapshot
 
-    def read(self, snapshot: Snapshot) -> bytes:
-        """Raises OSError."""
-        return snapshot.path.read_bytes()
-
-    def commit(self, snapshot: Snapshot) -> None:
-        """Make a staged snapshot the one that restarts load, and remove all others. Raises OSError."""
+    def sync(self, snapshot: Snapshot) -> None:
+        """Have the disk take what a staged snapshot's commit needs; workers may read it meanwhile. Raises OSError."""
+        descriptor = os.open(snapshot.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         values = {
             "version": snapshot.version,
             "hash": snapshot.hash,
             "file": snapshot.path.name,
             "software": VERSION,
         }
-        write_file(self._folder / "snapshot.json", orjson.dumps(values))
+        write_file(snapshot.pointer, orjson.dumps(values))
+
+    def read(self, snapshot: Snapshot) -> bytes:
+        """Raises OSError."""
+        return snapshot.path.read_bytes()
+
+    def commit(self, snapshot: Snapshot) -> None:
+        """Make a synced snapshot the one that restarts load. Raises OSError."""
+        os.replace(snapshot.pointer, self._folder / "snapshot.json")
+
+    def tidy(self, snapshot: Snapshot) -> None:
+        """Remove all others than the one that restarts load. Raises OSError."""
         for path in self._snapshots.iterdir():
             if path != snapshot.path:
                 path.unlink(missing_ok=True)
 
     def discard(self, snapshot: Snapshot) -> None:
-        snapshot.path.unlink(missing_ok=True)
-        snapshot.changes.unlink(missing_ok=True)
+        for path in (snapshot.path, snapshot.changes, snapshot.pointer):
+            path.unlink(missing_ok=True)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -141,13 +166,19 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that its name means the old content or the new, whatever happens in between. Raises OSError."""
+    _write(path, (data,), synced=True)
+
+
+def _write(path: Path, pieces: Iterable[bytes], *, synced: bool) -> None:
+    """The same; without `synced` it holds when the process is killed, not when the machine loses its power."""
     temporary = path.with_name(f".{path.name}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from data_plane.agent.changes import Applier, Arrival, Assembly, Outcome
@@ -139,10 +139,14 @@ class _Conversation:
         self._out: asyncio.Queue[pb.NodeMessage] = asyncio.Queue()
         self._assembly = Assembly()
         self._heartbeat = DEFAULT_HEARTBEAT
+        self._told: _Said | None = None
+        """What the control plane knows of the workers."""
 
     async def hold(self) -> None:
         """Raises one of STREAM_ERRORS, whatever ends the stream."""
-        welcome = await greet(self._call, pb.NodeMessage(hello=self._sync.hello()), WELCOME_TIMEOUT)
+        hello = self._sync.hello()
+        welcome = await greet(self._call, pb.NodeMessage(hello=hello), WELCOME_TIMEOUT)
+        self._told = _said(hello.config_version, hello.hash, hello.workers)
         self._welcomed(welcome)
         await first_to_end(read=self._read(), write=self._write(), heartbeat=self._beat(), changes=self._tell_changes())
 
@@ -167,12 +171,19 @@ class _Conversation:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat)
-            self._out.put_nowait(pb.NodeMessage(status=self._sync.status()))
+            self._tell(self._sync.status())
 
     async def _tell_changes(self) -> None:
         while True:
             await self._sync.change()
-            self._out.put_nowait(pb.NodeMessage(status=self._sync.status()))
+            status = self._sync.status()
+            # Most changes are snapshots, of which the answer says it all.
+            if _said(status.config_version, status.hash, status.workers) != self._told:
+                self._tell(status)
+
+    def _tell(self, status: pb.Status) -> None:
+        self._told = _said(status.config_version, status.hash, status.workers)
+        self._out.put_nowait(pb.NodeMessage(status=status))
 
     def _take(self, message: pb.ControlMessage) -> None:
         kind = message.WhichOneof("message")
@@ -190,6 +201,7 @@ class _Conversation:
         workers = self._sync.status().workers
         if refusal is None:
             ack = pb.Ack(nonce=arrival.nonce, version=arrival.version, hash=arrival.hash, workers=workers)
+            self._told = _said(ack.version, ack.hash, workers)
             self._out.put_nowait(pb.NodeMessage(ack=ack))
             return
         nack = self._nack(arrival.nonce, arrival.version, refusal.error)
@@ -207,3 +219,11 @@ class _Conversation:
             error=error,
             workers=self._sync.status().workers,
         )
+
+
+_Said = tuple[int, str, tuple[bytes, ...]]
+
+
+def _said(version: int, hash_: str, workers: Iterable[pb.Worker]) -> _Said:
+    """What a message says of the node's configuration, to be compared."""
+    return version, hash_, tuple(worker.SerializeToString(deterministic=True) for worker in workers)

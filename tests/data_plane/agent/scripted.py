@@ -27,15 +27,22 @@ class Node:
         self.sync = Sync(self.channel, self.store.node_id(), self.applier, self._status)
         self.expected = workers
         self.workers: list[FakeWorker] = []
+        self.asked = 0
+        """How often it was asked for its status."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def _changed(self) -> None:
         self.sync.worker_changed()
 
     def _status(self) -> pb.Status:
+        self.asked += 1
         current = self.applier.current
-        workers = [pb.Worker(index=link.index, version=link.version, state=link.state) for link in self.fleet.links]
-        return pb.Status(config_version=current.version if current else 0, workers=workers)
+        workers = [
+            pb.Worker(index=link.index, version=link.version, hash=link.hash, state=link.state)
+            for link in self.fleet.links
+        ]
+        version, hash_ = (current.version, current.hash) if current else (0, "")
+        return pb.Status(config_version=version, hash=hash_, workers=workers)
 
     async def start(self, *, refuses: bytes = b"refused") -> None:
         await self.fleet.open()

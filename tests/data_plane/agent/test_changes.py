@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,14 @@ def on_disk(node: Node) -> tuple[int, bytes]:
     return loaded.version, loaded.path.read_bytes()
 
 
+async def only_file(node: Node) -> Path:
+    """The current document, once nothing lies beside it any more."""
+    folder = node.settings.state_dir / "snapshots"
+    await eventually(lambda: len(list(folder.iterdir())) == 1, "all others are removed")
+    (file,) = folder.iterdir()
+    return file
+
+
 async def test_deltas_one_after_another_are_applied_by_all_and_kept_on_disk(
     control_plane: ControlPlane, node: Node
 ) -> None:
@@ -48,8 +58,53 @@ async def test_deltas_one_after_another_are_applied_by_all_and_kept_on_disk(
         assert isinstance(ack, pb.Ack)
         assert (ack.version, ack.hash) == (version, hash_of(payload))
         assert on_disk(node) == (version, payload)
+    assert (await only_file(node)).read_bytes() == ONE
     for worker in node.workers:
         assert worker.ran == [(1, ONE), (2, TWO), (3, THREE), (4, ONE)]
+
+
+async def test_what_a_restart_would_load_is_on_the_disk_before_it_counts(
+    control_plane: ControlPlane, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document and what names it are both synced before the name is given."""
+    await running(control_plane)
+    synced: set[int] = set()
+    given: list[tuple[int, set[int]]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def rename(source: Path, target: Path) -> None:
+        if target.name == "snapshot.json":
+            given.append((source.stat().st_ino, set(synced)))
+        replace(source, target)
+
+    monkeypatch.setattr("os.fsync", sync)
+    monkeypatch.setattr("os.replace", rename)
+    assert isinstance(await control_plane.answer_to(control_plane.push_delta(2, ONE, TWO)), pb.Ack)
+    loaded = Store(node.settings.state_dir).load()
+    assert loaded is not None
+    [(pointer, before)] = given
+    assert {pointer, loaded.path.stat().st_ino} <= before
+
+
+async def test_a_disk_that_does_not_take_what_all_workers_run_costs_only_the_next_start(
+    control_plane: ControlPlane, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running(control_plane)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        assert isinstance(await control_plane.answer_to(control_plane.push_delta(2, ONE, TWO)), pb.Ack)
+    assert node.running() == [2, 2]
+    assert on_disk(node) == (1, ONE)
+    assert isinstance(await control_plane.answer_to(control_plane.push_delta(3, TWO, THREE)), pb.Ack)
+    assert on_disk(node) == (3, THREE)
 
 
 async def test_a_node_that_restarted_applies_deltas_to_what_is_on_its_disk(
@@ -137,7 +192,7 @@ async def test_a_node_without_a_configuration_wants_the_whole(control_plane: Con
 
 async def test_a_node_whose_disk_lost_the_document_wants_the_whole(control_plane: ControlPlane, node: Node) -> None:
     await running(control_plane)
-    (file,) = (node.settings.state_dir / "snapshots").iterdir()
+    file = await only_file(node)
     for damage in (lambda: file.write_bytes(b"{"), lambda: file.write_bytes(TWO), file.unlink):
         damage()
         nack = await control_plane.answer_to(control_plane.push_delta(2, ONE, TWO))

@@ -60,7 +60,7 @@ class Ends:
         await self.fleet.open()
 
     def snapshot(self, version: int, document: bytes) -> Snapshot:
-        return self.store.stage(version, hash_of(document), document)
+        return self.store.stage(version, hash_of(document), [document])
 
     async def close(self) -> None:
         for worker in self.workers:
@@ -264,13 +264,15 @@ async def test_a_worker_that_runs_a_snapshot_already_is_not_asked_to_build_it_ag
 async def test_only_a_worker_that_runs_what_was_before_is_shown_the_changes(ends: Ends) -> None:
     current = await ends.connect()
     assert await ends.fleet.apply(ends.snapshot(1, b"one"), PATIENCE) is None
-    next_one = ends.store.stage(2, hash_of(b"two"), b"two", hash_of(b"one"), b"a delta")
+    next_one = ends.store.stage(2, hash_of(b"two"), [b"two"], hash_of(b"one"), b"a delta")
     assert await ends.fleet.apply(next_one, PATIENCE) is None
     late = await ends.connect()
     await eventually(lambda: late.ran, "the late one runs it")
     assert (current.ways, late.ways) == ([None, next_one.changes], [None])
     assert next_one.changes.read_bytes() == b"a delta"
+    ends.store.sync(next_one)
     ends.store.commit(next_one)
+    ends.store.tidy(next_one)
     assert not next_one.changes.exists()
 
 

@@ -124,13 +124,26 @@ async def test_the_same_snapshot_again_is_acknowledged_without_work(control_plan
     assert node.workers[0].ran == [(1, b"one")]
 
 
-async def test_heartbeats_and_changes_tell_each_worker_s_version(control_plane: ControlPlane, node: Node) -> None:
+async def test_heartbeats_tell_each_worker_s_version(control_plane: ControlPlane, node: Node) -> None:
     await control_plane.answer_to(control_plane.push(4, b"four"))
+    control_plane.heartbeat = 1
+    node.sync.restart()
     await eventually(
         lambda: any([w.version for w in status.workers] == [4, 4] for status in control_plane.statuses), "a status"
     )
+
+
+async def test_changes_are_told_at_once_but_not_those_that_the_answer_told(
+    control_plane: ControlPlane, node: Node
+) -> None:
+    asked = node.asked
+    answer = await control_plane.answer_to(control_plane.push(4, b"four"))
+    assert [worker.version for worker in answer.workers] == [4, 4]
+    said = len(control_plane.statuses)
+    await eventually(lambda: node.asked >= asked + 2, "it has answered, and looked whether there is more to tell")
     await node.workers[1].stop()
-    await eventually(lambda: len(control_plane.statuses[-1].workers) == 1, "a status without the dead worker")
+    await eventually(lambda: control_plane.statuses[said:], "a status")
+    assert len(control_plane.statuses[said].workers) == 1
 
 
 async def test_a_node_restarted_without_control_plane_serves_what_is_on_disk(
@@ -336,7 +349,8 @@ def _real_backoff() -> Any:
 
 def test_a_snapshot_is_not_current_unless_it_was_committed(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    staged = store.stage(3, hash_of(b"three"), b"three")
+    staged = store.stage(3, hash_of(b"three"), [b"three"])
+    store.sync(staged)
     assert store.load() is None
     store.commit(staged)
     assert store.load() == Snapshot(3, hash_of(b"three"), staged.path, True)
