@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from control_plane.database import Database
 from control_plane.models import ControlPlane, Node
@@ -62,6 +62,33 @@ async def versions(database: Database, plane: str) -> dict[str, int]:
     async with database.reading() as session:
         query = select(Node.id, Node.config_version).where(Node.control_plane_id == plane)
         return {row.id: row.config_version for row in await session.execute(query)}
+
+
+class Asked(Database):
+    """Asks each writing transaction, at its end, whether its commit waits for the disk."""
+
+    waits: str | None = None
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[Any]:
+        async with super().writing() as session:
+            yield session
+            self.waits = (await session.execute(text("SHOW synchronous_commit"))).scalar_one()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_what_nodes_say_waits_for_no_disk_and_everything_else_does(database_url: str) -> None:
+    database = Asked(database_url)
+    plane, [node] = await seen(database, 1)
+    assert database.waits == "on"
+    rows = NodeRows(database)
+    assert await rows.update(plane, node, STREAM, {"config_version": 7}, also_offline=False)
+    assert database.waits == "off"
+    assert await versions(database, plane) == {node: 7}
+    await seen(database, 1)
+    assert database.waits == "on"
+    await rows.close()
+    await database.close()
 
 
 async def test_many_nodes_that_speak_at_once_share_transactions(counted: Counted) -> None:
