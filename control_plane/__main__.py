@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from control_plane.app import create_app
 from control_plane.errors import StartError
@@ -53,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     _raise_file_limit()
     work = rotate_key(settings, finish=flags.finish, say=_say) if flags.command == "rotate-key" else _run(settings)
     try:
-        asyncio.run(work)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
     except PortTaken as error:
         return _fail(str(error), EXIT_PORT_TAKEN)
     except (StartError, ValueError) as error:
