@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -149,29 +149,41 @@ class Question:
 
 
 class Router:
-    """All routes of one configuration. Raises ConfigError for a route that cannot be compiled.
+    """All routes of one configuration. Raises ConfigError for a route that cannot be compiled."""
 
-    `former` is the router of the configuration before: routes that are the same objects, of services that are, need
-    not be compiled again.
-    """
+    def __init__(self, routes: Iterable[Route], services: Mapping[str, Service]) -> None:
+        compiled: dict[str, Sequence[Rule]] = {str(route.id): _rules_of(route, services) for route in routes}
+        rules = _rules_in(compiled.values())
+        self._set_up(compiled, _Index().changed((), rules), _looked_at(rules))
 
-    def __init__(self, routes: Iterable[Route], services: Mapping[str, Service], former: Router | None = None) -> None:
-        known: Mapping[str, _Compiled] = former._compiled if former is not None else {}
-        self._compiled: dict[str, _Compiled] = {
-            str(route.id): _compiled(route, services, known.get(str(route.id))) for route in routes
-        }
-        if former is None:
-            self._index = _Index().changed((), self.rules)
-        else:
-            gone = [each for name, each in known.items() if self._compiled.get(name) is not each]
-            come = [each for name, each in self._compiled.items() if known.get(name) is not each]
-            self._index = former._index.changed(_rules_in(gone), _rules_in(come))
-        rules = self.rules
-        self._uses_method = any(rule.methods for rule in rules)
-        self._uses_host = any(rule.hosts for rule in rules)
-        self._uses_port = any(host.port is not None for rule in rules for host in rule.hosts)
-        self._uses_sni = any(rule.snis for rule in rules)
-        self._header_names = frozenset(header.name for rule in rules for header in rule.headers)
+    def after(self, come: Mapping[str, Route], gone: Iterable[str], services: Mapping[str, Service]) -> Router:
+        """A router with some routes put, new or in the place of others, and some taken away; the rest is shared.
+
+        `come` by id, and of routes whose service is another object now too; `gone` are ids. Raises ConfigError.
+        """
+        compiled = dict(self._compiled)
+        former = [compiled.pop(name) for name in (*come, *gone) if name in compiled]
+        if not former and not come:
+            return self
+        newer = {name: _rules_of(route, services) for name, route in come.items()}
+        compiled |= newer
+        less, more = _rules_in(former), _rules_in(newer.values())
+        looked_at = self._looked_at + _looked_at(more)
+        looked_at.subtract(_looked_at(less))
+        router = Router.__new__(Router)
+        router._set_up(compiled, self._index.changed(less, more), +looked_at)
+        return router
+
+    def _set_up(self, compiled: dict[str, Sequence[Rule]], index: _Index, looked_at: Counter[str]) -> None:
+        self._compiled = compiled
+        """Each route's rules, by its id."""
+        self._index = index
+        self._looked_at = looked_at
+        self._uses_method = _METHOD in looked_at
+        self._uses_host = _HOST in looked_at
+        self._uses_port = _PORT in looked_at
+        self._uses_sni = _SNI in looked_at
+        self._header_names = frozenset(looked_at) - {_METHOD, _HOST, _PORT, _SNI}
         self._found: OrderedDict[tuple[object, ...], Match] = OrderedDict()
         self._missed: OrderedDict[tuple[object, ...], None] = OrderedDict()
         self._looks_no_further = not (self._uses_host or self._uses_sni or self._header_names)
@@ -270,24 +282,24 @@ class Router:
 _NO_HEADERS: RequestHeaders = {}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Compiled:
-    """A route's rules, and what they were made of."""
-
-    route: Route
-    service: Service | None
-    rules: Sequence[Rule]
+def _rules_in(compiled: Iterable[Sequence[Rule]]) -> list[Rule]:
+    return [rule for rules in compiled for rule in rules]
 
 
-def _compiled(route: Route, services: Mapping[str, Service], known: _Compiled | None) -> _Compiled:
-    service = services.get(route.service.id or "") if route.service is not None else None
-    if known is not None and known.route is route and known.service is service:
-        return known
-    return _Compiled(route, service, _rules_of(route, service))
+_METHOD, _HOST, _PORT, _SNI = ":method", ":host", ":port", ":sni"
+"""No header has such a name."""
 
 
-def _rules_in(compiled: Iterable[_Compiled]) -> list[Rule]:
-    return [rule for each in compiled for rule in each.rules]
+def _looked_at(rules: Iterable[Rule]) -> Counter[str]:
+    """How many rules look at what of a request, beyond its path: names of headers, and those above."""
+    counts: Counter[str] = Counter()
+    for rule in rules:
+        counts.update({header.name for header in rule.headers})
+        counts[_METHOD] += bool(rule.methods)
+        counts[_HOST] += bool(rule.hosts)
+        counts[_PORT] += any(host.port is not None for host in rule.hosts)
+        counts[_SNI] += bool(rule.snis)
+    return +counts
 
 
 _Key = tuple[str, str]
@@ -297,10 +309,13 @@ _Key = tuple[str, str]
 class _Index:
     """Rules by what their paths begin with and by host."""
 
-    def __init__(self, buckets: Mapping[_Key, _Bucket] | None = None) -> None:
+    def __init__(self, buckets: Mapping[_Key, _Bucket] | None = None, former: _Index | None = None) -> None:
         self._buckets = buckets or {}
-        self._host_names = {host for _, host in self._buckets} - {""}
-        self._lengths = sorted({len(start) for start, _ in self._buckets})
+        same = former is not None and former._buckets.keys() == self._buckets.keys()
+        self._host_names: set[str] = (
+            former._host_names if former and same else {name for _, name in self._buckets} - {""}
+        )
+        self._lengths: list[int] = former._lengths if former and same else sorted({len(s) for s, _ in self._buckets})
 
     def changed(self, gone: Iterable[Rule], come: Iterable[Rule]) -> _Index:
         """Another index, without some rules and with others; it shares the buckets that they do not concern."""
@@ -313,7 +328,7 @@ class _Index:
             rules += more.get(key, ())
             if rules:
                 buckets[key] = _Bucket(rules)
-        return _Index(buckets)
+        return _Index(buckets, self)
 
     def buckets(self, path: str, host: str, headers: RequestHeaders) -> Iterable[Sequence[Rule]]:
         hosts = ["", *(key for key in _host_keys(host) if key in self._host_names)] if self._host_names else [""]
@@ -397,7 +412,8 @@ def _verdict(rule: Rule, path: str, prefix: str, found: re.Match[str] | None) ->
     return Match(rule.route, rule.service, path, prefix, paths.escape(upstream), captures, named)
 
 
-def _rules_of(route: Route, service: Service | None) -> list[Rule]:
+def _rules_of(route: Route, services: Mapping[str, Service]) -> list[Rule]:
+    service = services.get(route.service.id or "") if route.service is not None else None
     if not HTTP_PROTOCOLS & set(route.protocols):
         return []
     groups: dict[int, list[str]] = {}

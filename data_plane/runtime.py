@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from data_plane.chain import Bound, OrderingError, Plan, Slot, make_slots
 from data_plane.errors import ConfigError
@@ -32,6 +32,8 @@ from gateway_schema.plugins.base import PluginConfig
 from gateway_schema.violations import SchemaViolation, nearest, parse
 
 log = logging.getLogger(__name__)
+
+_Any = TypeVar("_Any")
 
 _PROXIED = frozenset({"http", "https", "ws", "wss"})
 
@@ -76,7 +78,8 @@ class Runtime:
     @classmethod
     def empty(cls) -> Runtime:
         """Before any configuration: nothing matches."""
-        return cls(_Parts(Document("", {}), Router([], {}), _Directory((), ()), {}, {}), {}, Plan([], None))
+        parts = _Parts(Document("", {}), {}, {}, Router([], {}), _Directory((), ()), {}, {}, {})
+        return cls(parts, {}, Plan([], None))
 
     @classmethod
     def build(cls, document: Document, workshop: Workshop, former: Runtime | None = None) -> Runtime:
@@ -113,50 +116,98 @@ class _Parts:
     """What a runtime is made of, each part with the entity that it was made of, for the runtime that follows."""
 
     document: Document
+    services: Mapping[str, Service]
+    """Those that are enabled, by id."""
+    routes: Mapping[str, Route]
+    """Those that are served, by id."""
     router: Router
     directory: _Directory
     plugins: Mapping[str, tuple[Plugin, Bound]]
     """By plugin id."""
-    upstreams: Mapping[str, tuple[Service, ServiceUpstream]]
+    upstreams: Mapping[str, ServiceUpstream]
     """By service id."""
+    shared: Mapping[str, Plan]
+    """By service id ("" for none): of the routes that have no plugins of their own."""
 
 
 class _Builder:
+    """Of thousands of entities a change concerns a few: only those are looked at that it may concern."""
+
     def __init__(self, document: Document, workshop: Workshop, former: Runtime) -> None:
         self._workshop = workshop
         self._document = document
         self._former = former
-        self._services = {str(service.id): service for service in document.of("services") if service.enabled}
-        self._declared = {kind: {entity.id for entity in document.of(kind)} for kind in ("services", "routes")}
-        self._routes = [route for route in document.of("routes") if self._is_served(route)]
-        self._served = {route.id for route in self._routes}
+        self._known = former.parts
+        self._services = self._enabled_services()
+        self._changed_services = _changed(self._known.services, self._services)
+        self._routes = self._served_routes()
+        self._changed_routes = self._routes_to_redo()
+        self._gone_routes = _gone(self._known.routes, self._routes)
 
     def build(self) -> Runtime:
         self._check_unserved()
-        known = self._former.parts
-        router = Router(self._routes, self._services, known.router)
+        router = self._known.router.after(self._changed_routes, self._gone_routes, self._services)
         directory = self._directory()
         plugins = {
             str(plugin.id): (plugin, self._bound(plugin, directory))
             for plugin in self._document.of("plugins")
             if self._is_active(plugin)
         }
-        upstreams = {name: (service, self._upstream(service)) for name, service in self._services.items()}
-        parts = _Parts(self._document, router, directory, plugins, upstreams)
+        upstreams = self._upstreams()
         bounds = [bound for _, bound in plugins.values()]
         everywhere = [bound for bound in bounds if not (bound.service_id or bound.route_id or bound.consumer_id)]
         unrouted = Plan(self._slots(everywhere, None), None)
-        return Runtime(parts, self._plans(bounds, upstreams), unrouted)
+        plans, shared = self._plans(bounds, upstreams)
+        parts = _Parts(self._document, self._services, self._routes, router, directory, plugins, upstreams, shared)
+        return Runtime(parts, plans, unrouted)
+
+    # What a change concerns.
+
+    def _is_unchanged(self, kind: str) -> bool:
+        return self._document.of(kind) is self._known.document.of(kind)
+
+    def _enabled_services(self) -> Mapping[str, Service]:
+        if self._is_unchanged("services"):
+            return self._known.services
+        return {str(service.id): service for service in self._document.of("services") if service.enabled}
+
+    def _served_routes(self) -> Mapping[str, Route]:
+        same_services = self._is_unchanged("services") or self._has_same_services()
+        if self._is_unchanged("routes") and same_services:
+            return self._known.routes
+        served = self._known.routes if same_services else {}
+        return {
+            str(route.id): route
+            for route in self._document.of("routes")
+            if served.get(route.id) is route or self._is_served(route)
+        }
+
+    def _has_same_services(self) -> bool:
+        """Whether the same ids exist as before, and the same of them are enabled."""
+        former, now = self._known.document.of("services"), self._document.of("services")
+        same = len(former) == len(now) and all(a.id == b.id for a, b in zip(former, now, strict=True))
+        return same and self._known.services.keys() == self._services.keys()
+
+    def _routes_to_redo(self) -> Mapping[str, Route]:
+        """The routes, by id, that are not what they were, or whose service is not."""
+        former, services = self._known.routes, self._changed_services
+        if former is self._routes and not services:
+            return {}
+        return {
+            name: route
+            for name, route in self._routes.items()
+            if former.get(name) is not route or (route.service is not None and route.service.id in services)
+        }
 
     def _directory(self) -> _Directory:
         consumers, credentials = self._document.of("consumers"), self._document.of("keyauth_credentials")
-        known = self._former.parts.directory
+        known = self._known.directory
         return known if known.made_of(consumers, credentials) else _Directory(consumers, credentials)
 
     def _bound(self, plugin: Plugin, directory: _Directory) -> Bound:
         """A handler knows the consumers, so it stays only as long as they do."""
-        known = self._former.parts.plugins.get(str(plugin.id))
-        if known is not None and known[0] is plugin and self._former.parts.directory is directory:
+        known = self._known.plugins.get(str(plugin.id))
+        if known is not None and known[0] is plugin and self._known.directory is directory:
             return known[1]
         return self._bind(plugin, directory)
 
@@ -164,8 +215,8 @@ class _Builder:
 
     def _check_unserved(self) -> None:
         """Refuse what would mean something else when it is left out; say once of the rest that it is left out."""
-        names = {upstream.name: upstream for upstream in self._document.of("upstreams")}
-        for service in self._services.values():
+        names = {upstream.name for upstream in self._document.of("upstreams")}
+        for service in self._services.values() if names else ():
             if service.host in names:
                 raise _fault("services", service, "host", f"upstream '{service.host}': balancing is not supported yet")
         for chain in self._document.of("filter_chains"):
@@ -179,22 +230,25 @@ class _Builder:
     def _is_served(self, route: Route) -> bool:
         """Routes of disabled services do not exist; those of unknown ones are an error."""
         if route.service is not None and route.service.id not in self._services:
-            if route.service.id not in self._declared["services"]:
+            if not self._is_declared("services", route.service.id):
                 raise _fault("routes", route, "service", f"no service {route.service.id}")
             return False
         if route.expression is not None:
             raise _fault("routes", route, "expression", "routes with expressions are not supported yet")
-        return bool(HTTP_PROTOCOLS & set(route.protocols))
+        return not HTTP_PROTOCOLS.isdisjoint(route.protocols)
+
+    def _is_declared(self, kind: str, entity_id: str | None) -> bool:
+        return any(entity.id == entity_id for entity in self._document.of(kind))
 
     def _is_active(self, plugin: Plugin) -> bool:
         """A plugin of a disabled service, or of one of its routes, does not exist; of an unknown one, it is refused."""
         if not plugin.enabled:
             return False
-        for kind, scope, existing in (("services", "service", self._services), ("routes", "route", self._served)):
+        for kind, scope, existing in (("services", "service", self._services), ("routes", "route", self._routes)):
             target = getattr(plugin, scope)
             if target is None or target.id in existing:
                 continue
-            if target.id not in self._declared[kind]:
+            if not self._is_declared(kind, target.id):
                 raise _fault("plugins", plugin, scope, f"no {scope} {target.id}")
             return False
         return True
@@ -261,25 +315,34 @@ class _Builder:
     # Routes.
 
     def _plans(
-        self, plugins: Sequence[Bound], upstreams: Mapping[str, tuple[Service, ServiceUpstream]]
-    ) -> dict[str, Plan]:
-        """One plan per route; routes with the same plugins and service share theirs."""
+        self, plugins: Sequence[Bound], upstreams: Mapping[str, ServiceUpstream]
+    ) -> tuple[dict[str, Plan], dict[str, Plan]]:
+        """One plan per route, and the shared ones: routes of one service without plugins of their own share theirs."""
         by_route = _group(plugins, lambda bound: bound.route_id)
         by_service = _group((bound for bound in plugins if not bound.route_id), lambda bound: bound.service_id)
-        plans: dict[str, Plan] = {}
-        shared: dict[str, Plan] = {}
-        for route in self._routes:
-            route_id, service_id = str(route.id), _id(route.service)
+        redone, plans, shared = self._plans_to_redo(plugins)
+        for route_id, route in redone.items():
+            service_id = _id(route.service)
             own = [bound for bound in by_route.get(route_id, ()) if bound.service_id in ("", service_id)]
             if not own and service_id in shared:
                 plans[route_id] = shared[service_id]
                 continue
             wider = [*by_service.get("", ()), *(by_service.get(service_id, ()) if service_id else ())]
-            upstream = upstreams[service_id][1] if service_id in upstreams else None
-            plan = plans[route_id] = self._plan(route, (*wider, *own), upstream)
+            plan = plans[route_id] = self._plan(route, (*wider, *own), upstreams.get(service_id))
             if not own:
                 shared[service_id] = plan
-        return plans
+        return plans, shared
+
+    def _plans_to_redo(self, plugins: Sequence[Bound]) -> tuple[Mapping[str, Route], dict[str, Plan], dict[str, Plan]]:
+        """The routes that need a plan anew; the plans that hold, by route, and those that are shared, by service."""
+        if plugins != [bound for _, bound in self._known.plugins.values()]:
+            return self._routes, {}, {}
+        plans, shared = dict(self._former.plans), dict(self._known.shared)
+        for name in (*self._changed_routes, *self._gone_routes):
+            plans.pop(name, None)
+        for name in (*self._changed_services, *_gone(self._known.services, self._services)):
+            shared.pop(name, None)
+        return self._changed_routes, plans, shared
 
     def _plan(self, route: Route, bounds: tuple[Bound, ...], upstream: ServiceUpstream | None) -> Plan:
         known = self._former.plans.get(str(route.id))
@@ -296,11 +359,16 @@ class _Builder:
             where = f" on route {route.name or route.id}" if route is not None else ""
             raise _fault("plugins", plugin, "ordering", f"{error}{where}") from None
 
+    def _upstreams(self) -> Mapping[str, ServiceUpstream]:
+        upstreams = dict(self._known.upstreams)
+        for name in _gone(self._known.services, self._services):
+            del upstreams[name]
+        for name, service in self._changed_services.items():
+            upstreams[name] = self._upstream(service)
+        return upstreams
+
     def _upstream(self, service: Service) -> ServiceUpstream:
         workshop = self._workshop
-        known = self._former.parts.upstreams.get(str(service.id))
-        if known is not None and known[0] is service:
-            return known[1]
         if service.protocol not in _PROXIED:
             raise _fault("services", service, "protocol", f"{service.protocol} services cannot be proxied yet")
         for name in ("client_certificate", "ca_certificates", "tls_sans"):
@@ -345,6 +413,16 @@ def _config(plugin: Plugin, config_class: type[PluginConfig]) -> PluginConfig:
         others = len(error.violations) - 1
         more = f" (and {others} more)" if others else ""
         raise _fault("plugins", plugin, first.field, first.message + more) from None
+
+
+def _changed(former: Mapping[str, _Any], now: Mapping[str, _Any]) -> Mapping[str, _Any]:
+    """What of `now` is not the same object in `former`."""
+    return {} if former is now else {name: each for name, each in now.items() if former.get(name) is not each}
+
+
+def _gone(former: Mapping[str, Any], now: Mapping[str, Any]) -> frozenset[str]:
+    """The names that are not there any more."""
+    return frozenset() if former is now else frozenset(former.keys() - now.keys())
 
 
 def _group(plugins: Iterable[Bound], key: Any) -> dict[str, list[Bound]]:

@@ -17,6 +17,7 @@ from data_plane.errors import ConfigError
 from data_plane.http1.client import Client
 from data_plane.loopback import Loopback
 from data_plane.messages import BufferedBody, Headers, Request, Response
+from data_plane.router import Router
 from data_plane.runtime import Runtime, Workshop
 from data_plane.settings import Settings
 from gateway_schema.delta import Catalogue, Delta, changes_between, delta_of
@@ -43,27 +44,36 @@ def follow(payloads: list[bytes], shop: Workshop) -> Runtime:
     return runtime
 
 
+SHAPES: list[dict[str, Any]] = [
+    {"paths": ["/"]},
+    {"paths": ["/a", "/a/b"], "methods": ["GET"]},
+    {"paths": ["~/a/(b|c)", "/a"], "hosts": ["h.test"]},
+    {"paths": ["/a"], "hosts": ["*.test", "h.test:81"]},
+    {"paths": ["/"], "headers": {"x-tier": ["gold"]}},
+    {"paths": ["/a"], "headers": {"x-region": ["~*^eu"]}},
+]
+"""Few, so that a route is often what it was."""
+
+
 @st.composite
 def documents(draw: st.DrawFn) -> bytes:
     """A few entities out of few names, so that successive documents share, change and lose some of them."""
     names = st.lists(st.sampled_from("abc"), unique=True)
-    services = draw(st.lists(st.sampled_from("st"), unique=True, min_size=1))
+    services = ["s", *draw(st.lists(st.just("t"), max_size=1))]
     routes = [
         {
             "name": name,
-            "service": draw(st.sampled_from(services)),
-            "paths": draw(st.lists(st.sampled_from(["/", "/a", "/a/b", "~/a/(b|c)"]), unique=True, min_size=1)),
-            "hosts": draw(st.none() | st.just(["h.test"]) | st.just(["*.test"])),
-            "methods": draw(st.none() | st.just(["GET"])),
+            "service": draw(st.sampled_from(["s", *services])),
+            **draw(st.sampled_from(SHAPES)),
         }
         for name in draw(names)
     ]
-    consumers = draw(names)
-    scopes = [{}, *({"route": route["name"]} for route in routes), *({"service": name} for name in services)]
+    consumers = draw(st.sampled_from([[], ["a"], ["a", "b"]]))
+    scopes = [{}, {"service": "s"}, *({"route": route["name"]} for route in routes)]
     plugins = [
         {"name": "key-auth", "instance_name": f"k{number}", "config": {"key_names": [draw(st.sampled_from("xy"))]}}
         | draw(st.sampled_from(scopes))
-        for number in draw(st.lists(st.integers(0, 3), unique=True))
+        for number in range(draw(st.integers(0, 2)))
     ]
     return document(
         services=[
@@ -77,15 +87,16 @@ def documents(draw: st.DrawFn) -> bytes:
     )
 
 
-def seen(runtime: Runtime) -> dict[str, Any]:
-    """Everything about a runtime that a request can meet."""
+def seen(runtime: Runtime, router: Router) -> dict[str, Any]:
+    """Everything about a runtime with a router that a request can meet."""
     asked = {}
     for method in ("GET", "PUT"):
-        for host in ("h.test", "other.test", "else"):
+        for host in ("h.test", "h.test:81", "other.test", "else"):
             for path in ("/", "/a", "/a/b", "/a/c/d"):
-                request = Request(method, path, Headers([("Host", host)]), BufferedBody())
-                match = runtime.router.match(request)
-                asked[method, host, path] = match and (match.route, match.service, match.upstream_path)
+                for more in ((), (("X-Tier", "gold"),), (("X-Region", "eu-1"), ("X-Tier", "gold"))):
+                    request = Request(method, path, Headers([("Host", host), *more]), BufferedBody())
+                    match = router.match(request)
+                    asked[method, host, path, more] = match and (match.route, match.service, match.upstream_path)
     plans = {
         name: ([(s.name, s.anybody and s.anybody.id, dict(s.by_consumer)) for s in plan.slots], _service(plan.upstream))
         for name, plan in runtime.plans.items()
@@ -99,11 +110,13 @@ def _service(upstream: Any) -> Any:
     return None if upstream is None else vars(upstream)["_host"]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(documents(), min_size=2, max_size=5))
 def test_step_by_step_is_the_same_as_at_once(payloads: list[bytes]) -> None:
     shop = workshop()
-    assert seen(follow(payloads, shop)) == seen(build(payloads[-1], shop))
+    followed, at_once = follow(payloads, shop), build(payloads[-1], shop)
+    router = Router(at_once.parts.routes.values(), at_once.parts.services)
+    assert seen(followed, followed.router) == seen(at_once, router)
 
 
 BASE: dict[str, list[dict[str, Any]]] = {
@@ -125,6 +138,24 @@ def test_what_did_not_change_stays_the_same_object() -> None:
     assert new.plugins == old.plugins
     assert new.plans[entity_id("r")] is old.plans[entity_id("r")]
     assert {rule.route.name: id(rule) for rule in new.router.rules}["r"] in {id(rule) for rule in old.router.rules}
+
+
+def test_routes_lead_to_what_their_service_has_become() -> None:
+    shop = workshop()
+    old = build(document(**BASE), shop)
+    services = [{"name": "s", "host": "elsewhere"}, BASE["services"][1]]
+    new = rebuild(delta_between(document(**BASE), document(**{**BASE, "services": services})), shop, old)
+    hosts = {name: _service(new.plans[entity_id(name)].upstream) for name in ("r", "q")}
+    assert hosts == {"r": "elsewhere", "q": "h2"}
+
+
+def test_a_disabled_service_that_goes_leaves_no_route_behind() -> None:
+    shop = workshop()
+    services = [*BASE["services"], {"name": "off", "host": "h3", "enabled": False}]
+    routes = [*BASE["routes"], {"name": "of-it", "paths": ["/off"], "service": "off"}]
+    old, new = document(services=services, routes=routes), document(services=BASE["services"], routes=routes)
+    with pytest.raises(ConfigError, match="no service"):
+        rebuild(delta_between(old, new), shop, build(old, shop))
 
 
 def test_handlers_know_the_consumers_of_their_own_configuration() -> None:
