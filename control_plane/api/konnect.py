@@ -25,6 +25,8 @@ from control_plane.replicas import announce_gone
 from control_plane.repository import as_id
 
 router = APIRouter(tags=["control planes"])
+open_to_all = APIRouter(tags=["control planes"])
+"""Paths that ask for no token."""
 
 ORGANIZATION_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "urn:tandem:organization"))
 REGION = "local"
@@ -255,9 +257,9 @@ async def get_user(principal: AnyReader) -> Response:
     )
 
 
-@router.get("/v3/available-regions", responses=shows(answers.Regions))
-async def list_regions(_: AnyReader) -> Response:
-    """There is one region: here."""
+@open_to_all.get("/v3/available-regions", responses=shows(answers.Regions))
+async def list_regions() -> Response:
+    """There is one region: here. Open to all, for kongctl asks without a token."""
     return answer({"regions": {"stable": [REGION], "beta": []}})
 
 
