@@ -57,9 +57,10 @@ class _Behind(_Side):
 
     def on_message_complete(self) -> None:
         front, self.front = self.front, None
+        answer = self.message(b"HTTP/1.1 %d OK" % self._parser.get_status_code())
         _kept.append(self)
         if front is not None and not front.transport.is_closing():
-            front.transport.write(self.message(b"HTTP/1.1 %d OK" % self._parser.get_status_code()))
+            front.transport.write(answer)
 
 
 class _Front(_Side):
