@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.benchmarks.plane import Held
-from tests.benchmarks.rig import LOAD_CORE
+from tests.benchmarks.rig import LOAD_CORE, cpu_seconds, family, settled
 from tests.control_plane.scripted_node import key_pair
 from tests.end_to_end.stack import eventually
 
 _PATIENCE_SECONDS = 120
+_AGENT_WORKER_SPARE = 3
 
 
 @contextlib.contextmanager
@@ -42,7 +43,7 @@ def crowd(held: Held, count: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def real_node(held: Held) -> Iterator[int]:
-    """`python -m data_plane agent` with one worker, running what the control plane holds. Gives the agent's pid."""
+    """`python -m data_plane agent` with one worker, all quiet, running what the control plane holds. Gives its pid."""
     with _certificate(held) as (certificate, key):
         settings = {
             "TANDEM_STATE_DIR": str(certificate.parent / "node"),
@@ -62,10 +63,17 @@ def real_node(held: Held) -> Iterator[int]:
             )
         try:
             _all_run(held, 1)
+            _is_steady(child.pid)
             yield child.pid
         finally:
             child.terminate()
             child.wait(30)
+
+
+def _is_steady(agent: int) -> None:
+    """Wait until a node's spare worker is loaded: it would take the core from those that are measured."""
+    eventually("the spare worker starts", lambda: len(family(agent)) == _AGENT_WORKER_SPARE)
+    settled(agent, lambda pid: sum(map(cpu_seconds, family(pid))))
 
 
 @contextlib.contextmanager
