@@ -28,6 +28,8 @@ class ServerLimits:
     """Between an answer and the first byte of the next request."""
     linger_timeout: float = 2.0
     """How long a refused upload is still read and thrown away, so that its answer is not lost to a TCP reset."""
+    drain_grace: float = 0.5
+    """How long an idle connection stays open when the server drains: its client may be sending a request just then."""
     max_pipeline: int = 16
     """Requests that may wait on one connection while an earlier one is answered."""
     half_close_is_leaving: bool = True

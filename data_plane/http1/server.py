@@ -52,8 +52,9 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        grace = min(self._limits.drain_grace, timeout / 2)
         for connection in list(self._connections):
-            connection.drain()
+            connection.drain(grace)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._closed(list(self._connections))

@@ -73,10 +73,15 @@ class ServerConnection(asyncio.Protocol):
 
     # What the server calls.
 
-    def drain(self) -> None:
-        """Close as soon as nothing is being answered."""
+    def drain(self, grace: float) -> None:
+        """Close once nothing is being answered. A client that has a request on its way just now still gets its answer,
+        and is told there that it was the last one: an idle connection stays open for `grace` seconds."""
         self._draining = True
-        if not self._is_answering and not self._reader.in_head:
+        if self._is_answering or self._reader.in_head:
+            return
+        if grace > 0:
+            self._watchdog.set(grace)
+        else:
             self._transport.close()
 
     def abort(self) -> None:

@@ -528,6 +528,19 @@ async def test_draining_finishes_what_was_begun_and_takes_nothing_new(serve: Ser
     assert gateway.server.connection_count == 0
 
 
+async def test_a_request_that_is_on_its_way_when_draining_begins_is_answered(serve: Serve) -> None:
+    gateway = await serve(echo)
+    async with await gateway.connect() as kept, await gateway.connect() as new:
+        await kept.exchange(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        draining = asyncio.create_task(gateway.server.drain(PATIENCE))
+        await asyncio.sleep(0)  # It begins.
+        for peer in (kept, new):
+            status, headers, _ = await peer.exchange(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (status, headers["connection"]) == (200, "close")
+            assert await peer.rest() == b""
+        await asyncio.wait_for(draining, PATIENCE)
+
+
 async def test_draining_breaks_what_does_not_end_in_time(serve: Serve) -> None:
     source = Slept()
     source.say(b"first")
