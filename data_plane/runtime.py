@@ -138,6 +138,7 @@ class _Builder:
         self._document = document
         self._former = former
         self._known = former.parts
+        self._declared: dict[str, set[str | None]] = {}
         self._services = self._enabled_services()
         self._changed_services = _changed(self._known.services, self._services)
         self._routes = self._served_routes()
@@ -238,7 +239,10 @@ class _Builder:
         return not HTTP_PROTOCOLS.isdisjoint(route.protocols)
 
     def _is_declared(self, kind: str, entity_id: str | None) -> bool:
-        return any(entity.id == entity_id for entity in self._document.of(kind))
+        """Whether there is such an entity, be it switched off. Seldom asked, but then perhaps for thousands."""
+        if kind not in self._declared:
+            self._declared[kind] = {entity.id for entity in self._document.of(kind)}
+        return entity_id in self._declared[kind]
 
     def _is_active(self, plugin: Plugin) -> bool:
         """A plugin of a disabled service, or of one of its routes, does not exist; of an unknown one, it is refused."""

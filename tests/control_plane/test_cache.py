@@ -130,6 +130,7 @@ async def test_a_change_in_the_same_tick_of_the_clock_as_the_one_before_is_built
     store.gate.set()
     while known != snapshot_of("cp", 3, "third").hash:
         known = (await asyncio.wait_for(cache.watch("cp", known), 20)).snapshot.hash
+    assert cache.covered("cp") == store.version == 3
     await cache.close()
 
 
