@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+_log = logging.getLogger(__name__)
+
 BUSY_TIMEOUT_MS = 30_000
 _WRITES = "tandem_writes"
 _REBUILDS = "tandem_rebuilds"
@@ -35,6 +38,7 @@ _REPLICA = "tandem_replica"
 _START_LOCK = 0x7A4D_DE11
 """PostgreSQL's advisory lock under which one replica prepares the database while the others wait."""
 
+_CLOSE_SECONDS = 5.0
 _WRITERS = 4
 """Transactions of this process that write to PostgreSQL at a time. The others wait here, in their order and without a
 connection: fifty that wait for one row's lock would hold the whole pool, and some would wait longer than clients do."""
@@ -57,18 +61,23 @@ class Database:
         self._writer: contextlib.AbstractAsyncContextManager[Any] = (
             asyncio.Lock() if self.is_sqlite else asyncio.Semaphore(_WRITERS)
         )
+        self._units = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
         """A consistent view; nothing is committed."""
-        async with self._readers() as session:
-            yield session
+        with self._unit():
+            async with self._readers() as session:
+                yield session
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """A transaction that commits at the end of the block, or leaves no trace."""
-        async with self._writer, self._writers() as session, session.begin():
-            yield session
+        with self._unit():
+            async with self._writer, self._writers() as session, session.begin():
+                yield session
 
     @contextlib.asynccontextmanager
     async def starting(self) -> AsyncIterator[AsyncSession]:
@@ -109,7 +118,26 @@ class Database:
         return {**options, "server_settings": {"application_name": name}}
 
     async def close(self) -> None:
+        """Give the connections back, once the units of work have ended (a stream that was cut may still be in one).
+
+        A connection that returns to a pool which is gone would stay open until the process ends.
+        """
+        try:
+            await asyncio.wait_for(self._idle.wait(), _CLOSE_SECONDS)
+        except TimeoutError:
+            _log.warning("the database is closed while %d transactions still run", self._units)
         await self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _unit(self) -> Iterator[None]:
+        self._units += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._units -= 1
+            if not self._units:
+                self._idle.set()
 
 
 def replica_of(session: AsyncSession) -> str | None:

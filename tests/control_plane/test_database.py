@@ -93,3 +93,27 @@ def test_the_word_of_libpq_for_tls_is_understood() -> None:
 def test_another_kind_of_database_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="mysql"):
         driver_url("mysql://u@h/d")
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["ends", "is cancelled"])
+async def test_closing_waits_for_the_units_of_work_in_it(database_url: str, cut: bool) -> None:
+    inside, leave = asyncio.Event(), asyncio.Event()
+    database = Database(database_url)
+    pool = database.engine.sync_engine.pool
+
+    async def work() -> None:
+        async with database.reading() as session:
+            await session.execute(select(func.count()).select_from(Token))
+            inside.set()
+            await leave.wait()
+
+    worker = asyncio.create_task(work())
+    await inside.wait()
+    closing = asyncio.create_task(database.close())
+    closed, _ = await asyncio.wait({closing}, timeout=0.1)
+    assert not closed
+    if cut:
+        worker.cancel()
+    leave.set()
+    await asyncio.gather(worker, closing, return_exceptions=True)
+    assert pool.checkedin() == pool.checkedout() == 0  # type: ignore[attr-defined]
