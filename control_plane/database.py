@@ -62,6 +62,7 @@ class Database:
             asyncio.Lock() if self.is_sqlite else asyncio.Semaphore(_WRITERS)
         )
         self._units = 0
+        self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -122,14 +123,18 @@ class Database:
 
         A connection that returns to a pool which is gone would stay open until the process ends.
         """
+        self._closed = True
         try:
             await asyncio.wait_for(self._idle.wait(), _CLOSE_SECONDS)
         except TimeoutError:
             _log.warning("the database is closed while %d transactions still run", self._units)
-        await self.engine.dispose()
+        finally:
+            await self.engine.dispose()
 
     @contextlib.contextmanager
     def _unit(self) -> Iterator[None]:
+        if self._closed:
+            raise RuntimeError("the database is closed: a transaction that began now would leave its connection open")
         self._units += 1
         self._idle.clear()
         try:

@@ -59,12 +59,14 @@ class ControlPlane:
         self.replicas.open()
 
     async def close(self) -> None:
-        await self.replicas.close()
-        if self.wire is not None:
-            await self.wire.close()
-            await self.history.close()
-        await self.snapshots.close()
-        await self.database.close()
+        """In the reverse order of `open`, each part also when the one before it failed or was cut short."""
+        async with contextlib.AsyncExitStack() as parts:
+            parts.push_async_callback(self.database.close)
+            parts.push_async_callback(self.snapshots.close)
+            if self.wire is not None:
+                parts.push_async_callback(self.history.close)
+                parts.push_async_callback(self.wire.close)
+            parts.push_async_callback(self.replicas.close)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[ControlPlane]:
