@@ -78,7 +78,7 @@ class Runtime:
     @classmethod
     def empty(cls) -> Runtime:
         """Before any configuration: nothing matches."""
-        parts = _Parts(Document("", {}), {}, {}, Router([], {}), _Directory((), ()), {}, {}, {})
+        parts = _Parts(Document("", {}), {}, {}, Router([], {}), _Directory((), ()), _Plugins({}), {}, {})
         return cls(parts, {}, Plan([], None))
 
     @classmethod
@@ -96,7 +96,7 @@ class Runtime:
 
     @property
     def plugins(self) -> tuple[Bound, ...]:
-        return tuple(bound for _, bound in self.parts.plugins.values())
+        return self.parts.plugins.bounds
 
 
 async def close_handlers(plugins: Iterable[Bound]) -> None:
@@ -122,8 +122,7 @@ class _Parts:
     """Those that are served, by id."""
     router: Router
     directory: _Directory
-    plugins: Mapping[str, tuple[Plugin, Bound]]
-    """By plugin id."""
+    plugins: _Plugins
     upstreams: Mapping[str, ServiceUpstream]
     """By service id."""
     shared: Mapping[str, Plan]
@@ -149,16 +148,11 @@ class _Builder:
         self._check_unserved()
         router = self._known.router.after(self._changed_routes, self._gone_routes, self._services)
         directory = self._directory()
-        plugins = {
-            str(plugin.id): (plugin, self._bound(plugin, directory))
-            for plugin in self._document.of("plugins")
-            if self._is_active(plugin)
-        }
+        plugins = self._plugins(directory)
         upstreams = self._upstreams()
-        bounds = [bound for _, bound in plugins.values()]
-        everywhere = [bound for bound in bounds if not (bound.service_id or bound.route_id or bound.consumer_id)]
-        unrouted = Plan(self._slots(everywhere, None), None)
-        plans, shared = self._plans(bounds, upstreams)
+        same = plugins is self._known.plugins
+        unrouted = self._former.unrouted if same else Plan(self._slots(plugins.everywhere, None), None)
+        plans, shared = self._plans(plugins, upstreams)
         parts = _Parts(self._document, self._services, self._routes, router, directory, plugins, upstreams, shared)
         return Runtime(parts, plans, unrouted)
 
@@ -173,7 +167,7 @@ class _Builder:
         return {str(service.id): service for service in self._document.of("services") if service.enabled}
 
     def _served_routes(self) -> Mapping[str, Route]:
-        same_services = self._is_unchanged("services") or self._has_same_services()
+        same_services = self._has_same("services", self._known.services, self._services)
         if self._is_unchanged("routes") and same_services:
             return self._known.routes
         served = self._known.routes if same_services else {}
@@ -183,31 +177,48 @@ class _Builder:
             if served.get(route.id) is route or self._is_served(route)
         }
 
-    def _has_same_services(self) -> bool:
-        """Whether the same ids exist as before, and the same of them are enabled."""
-        former, now = self._known.document.of("services"), self._document.of("services")
-        same = len(former) == len(now) and all(a.id == b.id for a, b in zip(former, now, strict=True))
-        return same and self._known.services.keys() == self._services.keys()
+    def _has_same(self, kind: str, served_then: Mapping[str, Any], served_now: Mapping[str, Any]) -> bool:
+        """Whether the same entities of a kind exist as before, by their ids, and the same of them are served."""
+        if self._is_unchanged(kind) and served_then is served_now:
+            return True
+        former, now = self._known.document.of(kind), self._document.of(kind)
+        same = len(former) == len(now) and all(a is b or a.id == b.id for a, b in zip(former, now, strict=True))
+        return same and served_then.keys() == served_now.keys()
 
     def _routes_to_redo(self) -> Mapping[str, Route]:
         """The routes, by id, that are not what they were, or whose service is not."""
         former, services = self._known.routes, self._changed_services
-        if former is self._routes and not services:
-            return {}
-        return {
-            name: route
-            for name, route in self._routes.items()
-            if former.get(name) is not route or (route.service is not None and route.service.id in services)
-        }
+        redone = dict(_changed(former, self._routes))
+        for name, route in self._routes.items() if services else ():
+            if route.service is not None and route.service.id in services:
+                redone[name] = route
+        return redone
 
     def _directory(self) -> _Directory:
         consumers, credentials = self._document.of("consumers"), self._document.of("keyauth_credentials")
         known = self._known.directory
         return known if known.made_of(consumers, credentials) else _Directory(consumers, credentials)
 
+    def _plugins(self, directory: _Directory) -> _Plugins:
+        if self._is_unchanged("plugins") and directory is self._known.directory and self._has_same_targets():
+            return self._known.plugins
+        return _Plugins(
+            {
+                str(plugin.id): (plugin, self._bound(plugin, directory))
+                for plugin in self._document.of("plugins")
+                if self._is_active(plugin)
+            }
+        )
+
+    def _has_same_targets(self) -> bool:
+        """Whether what plugins may be put on is there, and served, as it was before."""
+        known = self._known
+        services = self._has_same("services", known.services, self._services)
+        return services and self._has_same("routes", known.routes, self._routes)
+
     def _bound(self, plugin: Plugin, directory: _Directory) -> Bound:
         """A handler knows the consumers, so it stays only as long as they do."""
-        known = self._known.plugins.get(str(plugin.id))
+        known = self._known.plugins.by_id.get(str(plugin.id))
         if known is not None and known[0] is plugin and self._known.directory is directory:
             return known[1]
         return self._bind(plugin, directory)
@@ -217,7 +228,8 @@ class _Builder:
     def _check_unserved(self) -> None:
         """Refuse what would mean something else when it is left out; say once of the rest that it is left out."""
         names = {upstream.name for upstream in self._document.of("upstreams")}
-        for service in self._services.values() if names else ():
+        services = self._changed_services if self._is_unchanged("upstreams") else self._services
+        for service in services.values() if names else ():
             if service.host in names:
                 raise _fault("services", service, "host", f"upstream '{service.host}': balancing is not supported yet")
         for chain in self._document.of("filter_chains"):
@@ -319,27 +331,25 @@ class _Builder:
     # Routes.
 
     def _plans(
-        self, plugins: Sequence[Bound], upstreams: Mapping[str, ServiceUpstream]
+        self, plugins: _Plugins, upstreams: Mapping[str, ServiceUpstream]
     ) -> tuple[dict[str, Plan], dict[str, Plan]]:
         """One plan per route, and the shared ones: routes of one service without plugins of their own share theirs."""
-        by_route = _group(plugins, lambda bound: bound.route_id)
-        by_service = _group((bound for bound in plugins if not bound.route_id), lambda bound: bound.service_id)
         redone, plans, shared = self._plans_to_redo(plugins)
         for route_id, route in redone.items():
             service_id = _id(route.service)
-            own = [bound for bound in by_route.get(route_id, ()) if bound.service_id in ("", service_id)]
+            own = [bound for bound in plugins.by_route.get(route_id, ()) if bound.service_id in ("", service_id)]
             if not own and service_id in shared:
                 plans[route_id] = shared[service_id]
                 continue
-            wider = [*by_service.get("", ()), *(by_service.get(service_id, ()) if service_id else ())]
+            wider = [*plugins.by_service.get("", ()), *(plugins.by_service.get(service_id, ()) if service_id else ())]
             plan = plans[route_id] = self._plan(route, (*wider, *own), upstreams.get(service_id))
             if not own:
                 shared[service_id] = plan
         return plans, shared
 
-    def _plans_to_redo(self, plugins: Sequence[Bound]) -> tuple[Mapping[str, Route], dict[str, Plan], dict[str, Plan]]:
+    def _plans_to_redo(self, plugins: _Plugins) -> tuple[Mapping[str, Route], dict[str, Plan], dict[str, Plan]]:
         """The routes that need a plan anew; the plans that hold, by route, and those that are shared, by service."""
-        if plugins != [bound for _, bound in self._known.plugins.values()]:
+        if plugins.bounds != self._known.plugins.bounds:
             return self._routes, {}, {}
         plans, shared = dict(self._former.plans), dict(self._known.shared)
         for name in (*self._changed_routes, *self._gone_routes):
@@ -379,6 +389,17 @@ class _Builder:
             if getattr(service, name):
                 raise _fault("services", service, name, "certificates of services are not supported yet")
         return ServiceUpstream(service, workshop.client, workshop.loopback, workshop.port)
+
+
+class _Plugins:
+    """The plugins that are switched on, by id, and by what they are put on."""
+
+    def __init__(self, by_id: Mapping[str, tuple[Plugin, Bound]]) -> None:
+        self.by_id = by_id
+        self.bounds = tuple(bound for _, bound in by_id.values())
+        self.everywhere = [b for b in self.bounds if not (b.service_id or b.route_id or b.consumer_id)]
+        self.by_route = _group(self.bounds, lambda bound: bound.route_id)
+        self.by_service = _group((b for b in self.bounds if not b.route_id), lambda bound: bound.service_id)
 
 
 class _Directory:

@@ -158,6 +158,48 @@ def test_a_disabled_service_that_goes_leaves_no_route_behind() -> None:
         rebuild(delta_between(old, new), shop, build(old, shop))
 
 
+UDP = {"name": "udp", "protocols": ["udp"], "destinations": [{"port": 53}], "service": "s"}
+"""Not served here, but a plugin may stand on it."""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        pytest.param(
+            {"routes": [*BASE["routes"], UDP], "plugins": [{"name": "key-auth", "route": "udp"}]},
+            {"routes": BASE["routes"], "plugins": [{"name": "key-auth", "route": "udp"}]},
+            ("plugins", "route"),
+            id="a plugin stays without its route",
+        ),
+        pytest.param(
+            {
+                "services": [*BASE["services"], {"name": "u", "host": "h3"}],
+                "plugins": [{"name": "key-auth", "service": "u"}],
+            },
+            {"plugins": [{"name": "key-auth", "service": "u"}]},
+            ("plugins", "service"),
+            id="a plugin stays without its service",
+        ),
+        pytest.param({}, {"upstreams": [{"name": "h1"}]}, ("services", "host"), id="an upstream comes"),
+        pytest.param(
+            {"upstreams": [{"name": "up"}]},
+            {"upstreams": [{"name": "up"}], "services": [BASE["services"][0], {"name": "t", "host": "up"}]},
+            ("services", "host"),
+            id="a service goes behind an upstream",
+        ),
+    ],
+)
+def test_what_cannot_be_built_at_once_is_refused_as_a_step_too(
+    before: dict[str, Any], after: dict[str, Any], fault: tuple[str, str]
+) -> None:
+    shop = workshop()
+    old, new = document(**{**BASE, **before}), document(**{**BASE, **after})
+    for attempt in (lambda: build(new, shop), lambda: rebuild(delta_between(old, new), shop, build(old, shop))):
+        with pytest.raises(ConfigError) as raised:
+            attempt()
+        assert (raised.value.entity_type, raised.value.field) == fault
+
+
 def test_handlers_know_the_consumers_of_their_own_configuration() -> None:
     shop = workshop()
     old = build(document(**BASE), shop)
