@@ -103,8 +103,7 @@ def _serve_document(app: FastAPI) -> None:
 
 
 def _routers() -> list[APIRouter]:
-    """In the order in which they are tried. Entities have hundreds of paths: what stands behind them takes a
-    millisecond longer to be found."""
+    """In the order in which they are tried."""
     return [
         konnect.router,
         memberships.router,
@@ -115,7 +114,7 @@ def _routers() -> list[APIRouter]:
         snapshots.router,
         receipts.router,
         nodes.router,
-        entities.router({"consumer_groups": groups.Groups()}),
+        *entities.routers({"consumer_groups": groups.Groups()}),
         groups.router(),
         schemas.router,
         analytics.router,

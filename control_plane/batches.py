@@ -8,18 +8,19 @@ of statements matters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from typing import Any
 
 import orjson
-from sqlalchemy import Table, Update, bindparam, delete, select, update
+from sqlalchemy import Table, Text, Update, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import content
 from control_plane.bulk import insert_rows
+from control_plane.database import replica_of
 from control_plane.holdings import Row
 from control_plane.models import (
     ENTITY_TABLES,
@@ -30,7 +31,7 @@ from control_plane.models import (
     unique_columns,
 )
 from control_plane.ownership import release
-from control_plane.replicas import announce
+from control_plane.replicas import announced
 from control_plane.secrets import Cipher
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 
@@ -69,24 +70,20 @@ class BatchWriter:
         await self._park(changes)
         created = dict(_by_type(changes.creates))
         updated = dict(_by_type(changes.puts[len(changes.creates) :]))
-        for row in ENTITY_TYPES.values():
+        for row in _in_order({*created, *updated}):
             await insert_rows(self._session, ENTITY_TABLES[row.name], await self._values(created.get(row), version))
             if changed := await self._values(updated.get(row), version):
                 await self._update(ENTITY_TABLES[row.name], changed)
         await self._write_tags(changes)
-        for row in reversed(list(ENTITY_TYPES.values())):
+        for row in reversed(_in_order({item.type for item in changes.deletes})):
             await self._delete_rows(row, [item.id for item in changes.deletes if item.type is row])
         return version
 
     async def _next_version(self) -> int:
-        statement = (
-            update(ControlPlane)
-            .where(ControlPlane.id == self._control_plane_id)
-            .values(config_version=ControlPlane.config_version + 1)
-            .returning(ControlPlane.config_version)
-        )
-        version: int = (await self._session.execute(statement)).scalar_one()
-        await announce(self._session, self._control_plane_id, version)
+        replica = replica_of(self._session)
+        connection = await self._session.connection()
+        given = {"b_id": self._control_plane_id} | ({"b_replica": replica} if replica is not None else {})
+        version: int = (await connection.execute(_next_version(replica is not None), given)).scalar_one()
         return version
 
     async def _park(self, changes: Changes) -> None:
@@ -195,6 +192,16 @@ class BatchWriter:
 
 
 @cache
+def _next_version(is_shared: bool) -> Update:
+    """Made once: putting a statement together takes longer than running it. `is_shared`: with other replicas."""
+    table: Table = ControlPlane.__table__  # type: ignore[assignment]
+    theirs = bindparam("b_id", type_=Text)
+    told = [announced(theirs, bindparam("b_replica", type_=Text))] if is_shared else []
+    statement = update(table).where(table.c.id == theirs).values(config_version=table.c.config_version + 1)
+    return statement.returning(table.c.config_version, *told)
+
+
+@cache
 def _update_of(table: Table, columns: tuple[str, ...]) -> Update:
     """Sets these columns of a row by those of them that are its key."""
     values: dict[str, Any] = {name: bindparam(f"b_{name}") for name in columns if not table.c[name].primary_key}
@@ -203,6 +210,11 @@ def _update_of(table: Table, columns: tuple[str, ...]) -> Update:
 
 def _keys(row: Row) -> list[tuple[Any, ...] | None]:
     return [row.key(fields) for fields in row.type.unique]
+
+
+def _in_order(kinds: Set[EntityType]) -> list[EntityType]:
+    """Parents before what refers to them."""
+    return [row for row in ENTITY_TYPES.values() if row in kinds]
 
 
 def _by_type(items: Iterable[Row]) -> Iterable[tuple[EntityType, list[Row]]]:

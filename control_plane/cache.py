@@ -22,7 +22,7 @@ from typing import Protocol
 
 import zstandard
 
-from control_plane.errands import Errands
+from control_plane.errands import Errands, aside
 from gateway_schema.delta import Catalogue, Changes, Delta, changes_between, combined, delta_of, size_of
 
 _log = logging.getLogger(__name__)
@@ -114,6 +114,11 @@ class Parcel:
         if size_of(changes) > min(MAX_DELTA_BYTES, self.snapshot.catalogue.size // 2):
             return None
         return Way(steps[0].version, steps[0].hash, delta_of(changes))
+
+    def differing(self, snapshot: Snapshot) -> int:
+        """How many entities `next` has to look at."""
+        former = self.snapshot.catalogue.entities
+        return sum(len(rows) for name, rows in snapshot.catalogue.entities.items() if former.get(name) is not rows)
 
     def next(self, snapshot: Snapshot) -> Parcel:
         """The parcel of the snapshot that follows this one."""
@@ -246,9 +251,13 @@ class SnapshotCache:
         snapshot = await self._load(control_plane_id, entry.version if named else None)
         known = entry.current
         if known is None or known.snapshot.hash != snapshot.hash:
-            known = await asyncio.to_thread(known.next, snapshot) if known is not None else Parcel(snapshot)
+            known = await self._next(known, snapshot) if known is not None else Parcel(snapshot)
         entry.covered = snapshot.version
         return known
+
+    @staticmethod
+    async def _next(known: Parcel, snapshot: Snapshot) -> Parcel:
+        return await aside(known.differing(snapshot), known.next, snapshot)
 
     @staticmethod
     def _set(entry: _Entry, parcel: Parcel) -> None:

@@ -14,31 +14,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, Dialect, event, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 _log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_MS = 30_000
 _WRITES = "tandem_writes"
 _REBUILDS = "tandem_rebuilds"
+_SINGLE = "tandem_single"
 _REPLICA = "tandem_replica"
+_USED = "tandem_used"
 _START_LOCK = 0x7A4D_DE11
 """PostgreSQL's advisory lock under which one replica prepares the database while the others wait."""
 
 _CLOSE_SECONDS = 5.0
+_TRUSTED_SECONDS = 1.0
+"""A pooled connection that was in use so lately is taken for alive: asking it costs as much as a statement."""
 _WRITERS = 4
 """Transactions of this process that write to PostgreSQL at a time. The others wait here, in their order and without a
 connection: fifty that wait for one row's lock would hold the whole pool, and some would wait longer than clients do."""
@@ -56,6 +63,8 @@ class Database:
         self.replica = secrets.token_hex(8)
         """Tells this process from the others on the same database, until it ends."""
         self._readers = async_sessionmaker(readers, expire_on_commit=False)
+        alone = {_SINGLE: True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._singles = self.engine.execution_options(**alone)
         others = {} if self.is_sqlite else {_REPLICA: self.replica}
         self._writers = async_sessionmaker(self._writer_engine, expire_on_commit=False, info=others)
         self._writer: contextlib.AbstractAsyncContextManager[Any] = (
@@ -72,6 +81,16 @@ class Database:
         with self._unit():
             async with self._readers() as session:
                 yield session
+
+    @contextlib.asynccontextmanager
+    async def single(self) -> AsyncIterator[AsyncConnection]:
+        """For statements that need no transaction around them, each its own: begin and end cost as much as one.
+
+        Not to write to SQLite with, whose writers queue in `writing`.
+        """
+        with self._unit():
+            async with self._singles.connect() as connection:
+                yield connection
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
@@ -170,7 +189,10 @@ def _engine(url: URL, is_sqlite: bool) -> AsyncEngine:
         "hide_parameters": True,  # bound values may be credentials; error texts and logs must not show them
     }
     if not is_sqlite:
-        return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True, **options)
+        engine = create_async_engine(url, pool_size=10, max_overflow=10, pool_use_lifo=True, **options)
+        event.listen(engine.sync_engine, "checkin", _note_use)
+        event.listen(engine.sync_engine, "checkout", partial(_check_alive, engine.sync_engine.dialect))
+        return engine
     if url.database and url.database != ":memory:":
         _make_file(Path(url.database))
     engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
@@ -211,8 +233,25 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info[_USED] = time.monotonic()
+
+
+def _check_alive(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    """Raises DisconnectionError, upon which the pool makes another connection in its place."""
+    if time.monotonic() - record.info.get(_USED, math.inf) < _TRUSTED_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except Exception as error:
+        # Whatever it says: a connection that does not even answer is of no use.
+        raise DisconnectionError(str(error)) from error
+
+
 def _begin_sqlite(connection: Connection) -> None:
     options = connection.get_execution_options()
+    if options.get(_SINGLE):
+        return
     if options.get(_REBUILDS):
         connection.exec_driver_sql("PRAGMA foreign_keys = OFF")  # without effect once a transaction has begun
     writes = options.get(_WRITES)

@@ -76,6 +76,11 @@ class Row:
         return self._canonical
 
     @property
+    def is_encoded(self) -> bool:
+        """Whether `canonical` is made already."""
+        return self._canonical is not None
+
+    @property
     def tags(self) -> list[str]:
         return list(self.written.get("tags") or ())
 
@@ -135,6 +140,12 @@ class Holdings:
             found = Section((entity_id, rows[entity_id].canonical) for entity_id in sorted(rows))
             self._canonical[name] = found
         return found
+
+    @property
+    def unbuilt(self) -> int:
+        """How much `catalogue` has to do: rows to be put in order, those without bytes as twenty."""
+        stale = [rows.values() for name, rows in self._rows.items() if name not in self._canonical]
+        return sum(len(rows) + 20 * sum(not row.is_encoded for row in rows) for rows in stale)
 
     def catalogue(self) -> tuple[Catalogue, str]:
         """The document that the rows make, and its hash."""

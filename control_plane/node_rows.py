@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Table, Update, bindparam, update
+from sqlalchemy import Table, Update, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from control_plane.database import Database
 from control_plane.models import Node
 
 _NODES: Table = Node.__table__  # type: ignore[assignment]
+_LAZILY = select(func.set_config("synchronous_commit", "off", True)).scalar_subquery() == "off"
 _MOST = 200
 """Rows in one round: the control plane's other writers get their turn in between."""
 
@@ -84,12 +85,15 @@ class NodeRows:
 
     async def _written(self, words: Sequence[_Word]) -> bool:
         """One transaction. When it fails, a single word's asker hears why; of several, one may be to blame."""
+        lazily = not self._database.is_sqlite
         try:
-            async with self._database.writing() as session:
-                connection = await session.connection()
-                if not self._database.is_sqlite:
-                    await connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
-                found = [await _executed(connection, word) for word in words]
+            if lazily and len(words) == 1:
+                async with self._database.single() as connection:
+                    found = [await _executed(connection, words[0], lazily)]
+            else:
+                async with self._database.writing() as session:
+                    connection = await session.connection()
+                    found = [await _executed(connection, word, lazily) for word in words]
         except Exception as error:
             if len(words) == 1:
                 words[0].written.set_exception(error)
@@ -99,26 +103,31 @@ class NodeRows:
         return True
 
 
-async def _executed(connection: AsyncConnection, word: _Word) -> bool:
+async def _executed(connection: AsyncConnection, word: _Word, lazily: bool) -> bool:
     given = {
         "b_control_plane_id": word.control_plane_id,
         "b_id": word.node_id,
         "b_stream": word.stream,
         **{f"v_{name}": value for name, value in word.values.items()},
     }
-    statement = _statement(tuple(word.values), word.also_offline)
+    statement = _statement(tuple(word.values), word.also_offline, lazily)
     return (await connection.execute(statement, given)).first() is not None
 
 
 @cache
-def _statement(names: tuple[str, ...], also_offline: bool) -> Update:
-    """Made once for each set of columns: putting a statement together takes longer than running it."""
+def _statement(names: tuple[str, ...], also_offline: bool, lazily: bool) -> Update:
+    """Made once for each set of columns: putting a statement together takes longer than running it.
+
+    `lazily`: the transaction that it is in will not wait for the disk. Said in the statement itself, as a condition
+    that holds: before it, that would be one more, and a transaction to say it in.
+    """
     nodes = _NODES.c
     its = nodes.stream == bindparam("b_stream")
     return (
         update(_NODES)
         .where(nodes.control_plane_id == bindparam("b_control_plane_id"), nodes.id == bindparam("b_id"))
         .where((its | (nodes.sync_state == "offline")) if also_offline else its)
+        .where(*([_LAZILY] if lazily else []))
         .values({name: bindparam(f"v_{name}", type_=nodes[name].type) for name in names})
         .returning(nodes.id)
     )

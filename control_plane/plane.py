@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -12,6 +11,7 @@ from control_plane import wire
 from control_plane.auth import ensure_admin
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
+from control_plane.errands import aside
 from control_plane.errors import StartError
 from control_plane.history import History
 from control_plane.holdings import HoldingsCache
@@ -106,4 +106,4 @@ class ControlPlane:
         if holdings is None:
             async with self.database.reading() as session:
                 holdings = await self.holdings.load(session, control_plane_id)
-        return await asyncio.to_thread(build, holdings)
+        return await aside(holdings.unbuilt, build, holdings)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.cache import SnapshotCache
@@ -53,9 +53,10 @@ _GONE = "gone"
 # -- saying
 
 
-async def announce(session: AsyncSession, control_plane_id: str, version: int) -> None:
-    """The control plane has that version once this transaction has committed."""
-    await _say(session, control_plane_id, str(version))
+def announced(control_plane_id: ColumnElement[str], replica: ColumnElement[str]) -> ColumnElement[Any]:
+    """To be returned by the UPDATE that sets a control plane's version: the others hear of it once its transaction has
+    committed."""
+    return func.pg_notify(CHANNEL, control_plane_id + " " + cast(ControlPlane.config_version, Text) + " " + replica)
 
 
 async def announce_gone(session: AsyncSession, control_plane_id: str) -> None:

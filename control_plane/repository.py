@@ -10,9 +10,10 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Table, Text, cast, func, select
+from sqlalchemy import Select, Table, Text, bindparam, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit, content
@@ -45,6 +46,8 @@ from gateway_schema.violations import SchemaViolation, Violation
 
 _CHUNK = 500
 """Ids in one statement: drivers allow some 32,000 parameters, planners like fewer."""
+_EXISTS = select(ControlPlane.id).where(ControlPlane.id == bindparam("id"))
+_LOCK = _EXISTS.with_for_update()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,7 @@ class Repository:
 
     async def exists(self) -> None:
         """Raises NotFound when there is no such control plane."""
-        query = select(ControlPlane.id).where(ControlPlane.id == self._control_plane_id)
-        if (await self._session.execute(query)).first() is None:
+        if (await self._session.execute(_EXISTS, {"id": self._control_plane_id})).first() is None:
             raise NotFound(NO_CONTROL_PLANE)
 
     async def list(self, row: EntityType, size: int, after: str | None, filters: Filters) -> tuple[list[Row], bool]:
@@ -110,15 +112,16 @@ class Repository:
         table = ENTITY_TABLES[row.name]
         entity_id = as_id(key)
         if entity_id is not None:
-            condition = table.c.id == entity_id
+            column, value = "id", entity_id
         elif row.endpoint_key is not None:
-            condition = self._equals(row, table, row.endpoint_key, _as_kept(row, key))
+            column, value = self._place(row, row.endpoint_key, _as_kept(row, key))
         else:
             return None
-        query = _columns(table).where(self._mine(table), condition)
+        query = _finding(table, column, reference_column(scope.field) if scope is not None else None)
+        given = {"control_plane_id": self._control_plane_id, "value": value}
         if scope is not None:
-            query = query.where(table.c[reference_column(scope.field)] == scope.parent_id)
-        found = (await self._session.execute(query)).all()
+            given["parent"] = scope.parent_id
+        found = (await self._session.execute(query, given)).all()
         return decoded(row, found, self._cipher)[0] if found else None
 
     async def referring(self, row: EntityType, field_name: str, ids: Sequence[str]) -> Sequence[Row]:
@@ -175,8 +178,13 @@ class Repository:
             yield table.c.id.in_(tagged)
 
     def _equals(self, row: EntityType, table: Table, name: str, value: str) -> Any:
+        column, kept = self._place(row, name, value)
+        return table.c[column] == kept
+
+    def _place(self, row: EntityType, name: str, value: str) -> tuple[str, str]:
+        """The column that a unique field is looked up in, and what stands there for a value."""
         column = digest_column(row, (name,))
-        return table.c[column] == self._cipher.digest(value) if column else table.c[name] == value
+        return (column, self._cipher.digest(value)) if column else (name, value)
 
     def _mine(self, table: Table) -> Any:
         return table.c.control_plane_id == self._control_plane_id
@@ -187,8 +195,7 @@ class Repository:
         """Be the only writer of this control plane until the transaction ends. Raises NotFound when there is none."""
         if self._locked:
             return
-        query = select(ControlPlane.id).where(ControlPlane.id == self._control_plane_id).with_for_update()
-        if (await self._session.execute(query)).first() is None:
+        if (await self._session.execute(_LOCK, {"id": self._control_plane_id})).first() is None:
             raise NotFound(NO_CONTROL_PLANE)
         self._locked = True
 
@@ -253,7 +260,7 @@ class Repository:
         created_at = before.created_at if before else row.time(_given_time(body) or now)
         after = Row(row, entity_id, written, created_at, now, complete)
         await self._check_references(after)
-        await self._check_unique(after)
+        await self._check_unique(after, before)
         if before is not None:
             await self.write(Changes(updates=[(before, after)]))
         else:
@@ -318,10 +325,16 @@ class Repository:
             if (await self._session.execute(query)).scalar_one_or_none() is None:
                 raise ForeignKeyMissing(name, target_id, parent.type)
 
-    async def _check_unique(self, row: Row) -> None:
+    async def _check_unique(self, row: Row, before: Row | None) -> None:
+        """A value that the row has already is nobody else's."""
         table = ENTITY_TABLES[row.type.name]
-        values = self._batch.values(row, 0)
-        for column, fields in unique_columns(row.type).items():
+        columns = {
+            column: fields
+            for column, fields in unique_columns(row.type).items()
+            if before is None or before.key(fields) != row.key(fields)
+        }
+        values = self._batch.values(row, 0) if columns else {}
+        for column, fields in columns.items():
             if values[column] is None:
                 continue
             query = select(table.c.id).where(self._mine(table), table.c[column] == values[column], table.c.id != row.id)
@@ -369,5 +382,13 @@ def _as_kept(row: EntityType, key: str) -> str:
     return str(row.model.expand({str(row.endpoint_key): key})[str(row.endpoint_key)])
 
 
-def _columns(table: Table) -> Any:
+@cache
+def _finding(table: Table, column: str, parent: str | None) -> Select[Any]:
+    """Made once for each: putting a statement together takes longer than running it."""
+    query = _columns(table).where(table.c.control_plane_id == bindparam("control_plane_id"))
+    query = query.where(table.c[column] == bindparam("value"))
+    return query.where(table.c[parent] == bindparam("parent")) if parent is not None else query
+
+
+def _columns(table: Table) -> Select[Any]:
     return select(table.c.id, table.c.written, table.c.created_at, table.c.updated_at)

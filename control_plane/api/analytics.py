@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,6 +23,7 @@ from control_plane.analytics import answer as run
 from control_plane.api import own_answers
 from control_plane.api.exchange import AnyReader, Body, Plane, answer, parameters
 from control_plane.api.openapi import accepts, shows
+from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import ControlPlaneError, InvalidParameters
 from control_plane.ingest import live_names
@@ -32,7 +33,7 @@ from control_plane.request_log import FIELDS, LogQuery, iso, operators_of, read_
 from control_plane.rollups import chunks
 from control_plane.timeframe import GRANULARITIES, InvalidRange, Span, absolute, frame_of, relative, zone_of
 
-router = APIRouter(prefix="/v2", tags=["analytics"])
+router = StemRouter(prefix="/v2", tags=["analytics"])
 
 QUERY_SECONDS = 10.0
 MAX_METRICS, MAX_DIMENSIONS, MAX_FILTERS, MAX_VALUES = 32, 3, 50, 1000

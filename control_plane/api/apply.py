@@ -6,13 +6,14 @@ import asyncio
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from control_plane.api import own_answers
 from control_plane.api.exchange import Body, Plane, Reader, answer, parameters
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
+from control_plane.api.stems import StemRouter
 from control_plane.applying import Undertaking, publish, undertaking
 from control_plane.auth import Principal, insist
 from control_plane.content import change_secrets
@@ -25,7 +26,7 @@ from gateway_schema.document import Declaration, read_declaration, write_declara
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import SchemaViolation, Violation
 
-router = APIRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["documents"])
+router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["documents"])
 
 EMPTY_DOCUMENT = {"_format_version": "3.0"}
 

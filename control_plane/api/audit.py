@@ -5,18 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from control_plane import audit
 from control_plane.api import own_answers
 from control_plane.api.exchange import AnyAdmin, Plane, answer
 from control_plane.api.openapi import shows
+from control_plane.api.stems import StemRouter
 from control_plane.audit import AuditQuery
 from control_plane.auth import Principal, beyond
 from control_plane.errors import InvalidParameters
 from control_plane.request_log import iso
 
-router = APIRouter(prefix="/v2", tags=["audit"])
+router = StemRouter(prefix="/v2", tags=["audit"])
 
 _Text = Annotated[str | None, Query(max_length=256)]
 

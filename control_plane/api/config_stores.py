@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,13 +21,14 @@ from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, para
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.paging import Page
+from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, Conflict, NotFound
 from control_plane.models import CONFIG_STORE_SECRETS, ConfigStore, ControlPlane
 from control_plane.repository import as_id
 from control_plane.sealed import seal
 
-router = APIRouter(prefix="/v2/control-planes/{control_plane_id}/config-stores", tags=["config stores"])
+router = StemRouter(prefix="/v2/control-planes/{control_plane_id}/config-stores", tags=["config stores"])
 
 MAX_KEY_LENGTH = 512
 _NO_STORE = "The requested config store was not found."

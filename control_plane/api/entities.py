@@ -23,6 +23,7 @@ from control_plane import content
 from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.openapi import CONFLICT, REFUSED, accepts_entity, queries, shows
+from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, InvalidOffset, InvalidOptions, InvalidSize, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE, Row
@@ -167,18 +168,20 @@ class Collection:
         return Filters(tags, any_tag, equals, contains, scope)
 
 
-def router(own: Mapping[str, Collection] | None = None) -> APIRouter:
-    """All paths, from the registry. `own`: the handlers of kinds with ways of their own, by name."""
-    routes = APIRouter(prefix=PREFIX, tags=["core entities"])
-    for row in ENTITY_TYPES.values():
-        if not row.is_link:
-            _add(routes, row, f"/{row.path}", (own or {}).get(row.name) or Collection(row), None)
-    for parent in ENTITY_TYPES.values():
-        for row, field, link in children_of(parent.name):
+def routers(own: Mapping[str, Collection] | None = None) -> Sequence[APIRouter]:
+    """All paths, from the registry, a router for each kind and what is below it. `own`: the handlers of kinds with ways
+    of their own, by name."""
+    made = []
+    for kind in ENTITY_TYPES.values():
+        routes = StemRouter(prefix=PREFIX, tags=["core entities"])
+        if not kind.is_link:
+            _add(routes, kind, f"/{kind.path}", (own or {}).get(kind.name) or Collection(kind), None)
+        for row, field, link in children_of(kind.name):
             if link.nested_path is not None:
-                path = f"/{parent.path}/{{parent}}/{link.nested_path}"
+                path = f"/{kind.path}/{{parent}}/{link.nested_path}"
                 _add(routes, row, path, Collection(row, field), field)
-    return routes
+        made.append(routes)
+    return made
 
 
 def _add(routes: APIRouter, row: EntityType, path: str, collection: Collection, field: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel
 
 from control_plane.api import answers
@@ -16,12 +16,13 @@ from control_plane.api.entities import PAGING, PREFIX, read_offset, read_size, w
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.konnect import find
 from control_plane.api.openapi import accepts, queries, shows
+from control_plane.api.stems import StemRouter
 from control_plane.errors import BadRequest, NotFound
 from control_plane.models import ControlPlane
 from control_plane.repository import Repository
 from gateway_schema.registry import PARTIALS, PLUGINS
 
-router = APIRouter(prefix=PREFIX, tags=["core entities"])
+router = StemRouter(prefix=PREFIX, tags=["core entities"])
 
 DEFAULT_WORKSPACE = "default"
 

@@ -26,6 +26,7 @@ from control_plane.api.entities import (
 )
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.openapi import queries, shows
+from control_plane.api.stems import StemRouter
 from control_plane.errors import NotFound, SchemaFault
 from control_plane.holdings import Row
 from control_plane.repository import Repository
@@ -183,7 +184,7 @@ async def members(repository: Repository, end: End, holder: Row) -> Sequence[Row
 
 def router() -> APIRouter:
     """The paths of memberships on Konnect's face."""
-    routes = APIRouter(prefix=PREFIX, tags=["core entities"])
+    routes = StemRouter(prefix=PREFIX, tags=["core entities"])
     for end in (OF_GROUP, OF_CONSUMER):
         shared, name = Members(end), f"{end.many}_of_{end.one}"
         path = f"/{end.holder.path}/{{parent}}/{end.many}"

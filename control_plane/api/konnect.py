@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -18,14 +18,15 @@ from control_plane import audit
 from control_plane.api import answers
 from control_plane.api.exchange import Admin, AnyReader, Body, Plane, Reader, answer, parameters, rfc3339
 from control_plane.api.openapi import CONFLICT, accepts, queries, shows
+from control_plane.api.stems import StemRouter
 from control_plane.errors import Conflict, InvalidParameters, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
 from control_plane.models import ControlPlane
 from control_plane.replicas import announce_gone
 from control_plane.repository import as_id
 
-router = APIRouter(tags=["control planes"])
-open_to_all = APIRouter(tags=["control planes"])
+router = StemRouter(tags=["control planes"])
+open_to_all = StemRouter(tags=["control planes"])
 """Paths that ask for no token."""
 
 ORGANIZATION_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "urn:tandem:organization"))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select, Table, func, insert, select
 from sqlalchemy import delete as delete_rows
@@ -21,13 +21,14 @@ from control_plane.api.exchange import Admin, Body, Plane, Reader, answer, param
 from control_plane.api.konnect import find, shown
 from control_plane.api.openapi import REFUSED, accepts, shows
 from control_plane.api.paging import Page
+from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal, beyond
 from control_plane.errors import InvalidParameters
 from control_plane.models import ENTITY_TABLES, ControlPlane, ControlPlaneMember, unique_columns
 from control_plane.repository import as_id
 from gateway_schema.registry import ENTITY_TYPES, EntityType
 
-router = APIRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["control planes"])
+router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["control planes"])
 
 GROUP = "CLUSTER_TYPE_CONTROL_PLANE_GROUP"
 MAX_CONFLICTS = 100

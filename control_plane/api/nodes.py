@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,6 +21,7 @@ from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
+from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.discovery import Pace, version_problem
 from control_plane.errors import BadRequest, Conflict, NotFound
@@ -34,7 +35,7 @@ from gateway_schema.document import hash_of
 if TYPE_CHECKING:
     from control_plane.plane import ControlPlane
 
-router = APIRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["data planes"])
+router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["data planes"])
 
 _OFFLINE_AFTER_SECONDS = 3 * Pace().heartbeat + 5
 _NO_CERTIFICATE = "The requested certificate was not found."

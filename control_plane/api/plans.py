@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict
 
 from control_plane import saved_plans
@@ -13,13 +13,14 @@ from control_plane.api import own_answers
 from control_plane.api.apply import PlanRequest, plan_declared
 from control_plane.api.exchange import Body, Plane, Writer, answer, parameters, rfc3339
 from control_plane.api.openapi import CONFLICT, accepts, shows
+from control_plane.api.stems import StemRouter
 from control_plane.applying import publish, undertaking
 from control_plane.errors import Conflict
 from control_plane.history import State
 from control_plane.planned import Plan
 from control_plane.saved_plans import SavedPlan
 
-router = APIRouter(prefix="/v2/control-planes/{control_plane_id}/plans", tags=["plans"])
+router = StemRouter(prefix="/v2/control-planes/{control_plane_id}/plans", tags=["plans"])
 
 
 class ApplyPlanRequest(BaseModel):

@@ -6,15 +6,16 @@ and the four JSON ones.
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from control_plane import schemas
 from control_plane.api import answers
 from control_plane.api.entities import PREFIX
 from control_plane.api.exchange import Body, Reader, answer
 from control_plane.api.openapi import accepts_anything, shows
+from control_plane.api.stems import StemRouter
 
-router = APIRouter(prefix=PREFIX, tags=["schemas"])
+router = StemRouter(prefix=PREFIX, tags=["schemas"])
 
 
 @router.get("/schemas/plugins/{name}", responses=shows(answers.KongSchema))

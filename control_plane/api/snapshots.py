@@ -6,13 +6,14 @@ import asyncio
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import BaseModel, ConfigDict
 
 from control_plane.api import own_answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters, rfc3339
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
+from control_plane.api.stems import StemRouter
 from control_plane.applying import publish, undertaking
 from control_plane.history import Entry, State
 from control_plane.holdings import Holdings
@@ -21,7 +22,7 @@ from control_plane.planned import Plan, parent_names, row_changes
 from control_plane.restoring import restoring_plan
 from gateway_schema.registry import ENTITY_TYPES
 
-router = APIRouter(prefix="/v2/control-planes/{control_plane_id}/snapshots", tags=["history"])
+router = StemRouter(prefix="/v2/control-planes/{control_plane_id}/snapshots", tags=["history"])
 
 MAX_VERSION = (1 << 63) - 1
 Version = Annotated[int, Path(ge=0, le=MAX_VERSION)]

@@ -11,7 +11,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,6 +21,7 @@ from control_plane.api import own_answers
 from control_plane.api.exchange import AnyAdmin, AnyReader, Body, Plane, answer, parameters, rfc3339
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, MISSING, accepts, shows
+from control_plane.api.stems import StemRouter
 from control_plane.auth import (
     BOOTSTRAP,
     DEFAULT_SCOPES,
@@ -37,7 +38,7 @@ from control_plane.errors import Conflict, Forbidden, InvalidParameters, NotFoun
 from control_plane.models import Token
 from control_plane.repository import as_id
 
-router = APIRouter(prefix="/v2/tokens", tags=["tokens"])
+router = StemRouter(prefix="/v2/tokens", tags=["tokens"])
 
 _MISSING = "The requested token was not found."
 

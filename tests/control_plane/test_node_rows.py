@@ -65,7 +65,7 @@ async def versions(database: Database, plane: str) -> dict[str, int]:
 
 
 class Asked(Database):
-    """Asks each writing transaction, at its end, whether its commit waits for the disk."""
+    """Asks each transaction that may write, at its end, whether its commit waits for the disk."""
 
     waits: str | None = None
 
@@ -74,6 +74,11 @@ class Asked(Database):
         async with super().writing() as session:
             yield session
             self.waits = (await session.execute(text("SHOW synchronous_commit"))).scalar_one()
+
+    @contextlib.asynccontextmanager
+    async def single(self) -> AsyncIterator[Any]:
+        async with self.writing() as session:
+            yield await session.connection()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

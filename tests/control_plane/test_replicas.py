@@ -21,6 +21,7 @@ from sqlalchemy import select, text
 from control_plane import replicas as room
 from control_plane import wire
 from control_plane.app import create_app
+from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import StartError
 from control_plane.holdings import HoldingsCache
 from control_plane.models import Keyring
@@ -234,10 +235,13 @@ async def test_what_is_written_through_both_at_once_is_in_the_snapshots_of_both(
         assert (made.hash, made.payload) == (held.hash, held.payload)
 
 
-async def announce_and_fail(pair: Pair) -> None:
+async def write_nothing(pair: Pair, *, fail: bool) -> int:
+    """Returns the version that this makes."""
     async with pair.first.plane.database.writing() as session:
-        await room.announce(session, pair.id, 77)
-        raise RuntimeError("midway")
+        version = await BatchWriter(session, pair.id, pair.first.plane.cipher).write(Changes())
+        if fail:
+            raise RuntimeError("midway")
+    return version
 
 
 async def test_a_write_that_is_rolled_back_is_not_announced(pair: Pair) -> None:
@@ -246,11 +250,10 @@ async def test_a_write_that_is_rolled_back_is_not_announced(pair: Pair) -> None:
     try:
         await listening.add_listener(room.CHANNEL, lambda *words: heard.append(words[3]))
         with pytest.raises(RuntimeError, match="midway"):
-            await announce_and_fail(pair)
-        async with pair.first.plane.database.writing() as session:
-            await room.announce(session, pair.id, 78)
+            await write_nothing(pair, fail=True)
+        version = await write_nothing(pair, fail=False)
         await until(lambda: bool(heard))
-        assert [word.split()[:2] for word in heard] == [[pair.id, "78"]]
+        assert [word.split()[:2] for word in heard] == [[pair.id, str(version)]]
     finally:
         await listening.close()
 
