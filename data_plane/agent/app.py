@@ -56,6 +56,7 @@ class StateUnusable(Exception):
 
 def run_agent(settings: Settings) -> int:
     """Run a node until it is told to stop; the process's exit code."""
+    _give_way()
     try:
         return asyncio.run(_run(settings))
     except SettingsError as error:
@@ -64,6 +65,15 @@ def run_agent(settings: Settings) -> int:
         return _complain(error, PORT_IN_USE)
     except StateUnusable as error:
         return _complain(error, STATE_UNUSABLE)
+
+
+def _give_way() -> None:
+    """Workers serve traffic, this process does not: where both want one core, its waking up interrupts none of them.
+
+    Workers inherit it, and put themselves right (`data_plane.app.run_worker`).
+    """
+    with suppress(AttributeError, OSError):  # not every system knows this, or allows it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _complain(error: Exception, code: int) -> int:

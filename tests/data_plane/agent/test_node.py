@@ -67,6 +67,15 @@ async def test_a_killed_worker_is_replaced_and_runs_the_same_configuration(
     assert (await node.status())["workers"][0]["version"] == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system's scheduler has no batches")
+async def test_the_agent_s_waking_up_interrupts_no_worker(control_plane: ControlPlane, node: NodeProcess) -> None:
+    await with_configuration(control_plane, node)
+    (worker,) = await node.workers()
+    assert node.process is not None
+    assert os.sched_getscheduler(node.process.pid) == os.SCHED_BATCH
+    assert os.sched_getscheduler(worker) == os.SCHED_OTHER
+
+
 async def test_while_the_only_worker_is_dead_connections_wait_for_the_next(
     control_plane: ControlPlane, node: NodeProcess
 ) -> None:
