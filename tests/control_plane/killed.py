@@ -64,7 +64,8 @@ async def _ended(url: str) -> None:
     """Wait until PostgreSQL has noticed that its client is dead: a commit that was on its way counts."""
     if not url.startswith("postgresql"):
         return
-    engine = create_async_engine(driver_url(url))
+    # Each look in a transaction of its own: within one, PostgreSQL shows its activity as it was at the first look.
+    engine = create_async_engine(driver_url(url), isolation_level="AUTOCOMMIT")
     others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     try:
         async with asyncio.timeout(20), engine.connect() as connection:
