@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.exc import InterfaceError
 
+from control_plane import database as room
 from control_plane.database import Database, driver_url
 from control_plane.models import Token, metadata
 
@@ -117,3 +119,37 @@ async def test_closing_waits_for_the_units_of_work_in_it(database_url: str, cut:
     leave.set()
     await asyncio.gather(worker, closing, return_exceptions=True)
     assert pool.checkedin() == pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_connections_that_ended_while_nobody_used_them_are_made_anew(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_TRUSTED_SECONDS", 0.0)
+    assert await count(database) == 0
+    ended = await end_connections(database)
+    assert ended == 1
+    assert await count(database) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_connection_that_ended_a_moment_ago_fails_one_transaction_and_no_other(database: Database) -> None:
+    assert await count(database) == 0
+    await end_connections(database)
+    with pytest.raises(InterfaceError):  # the API answers 503
+        await count(database)
+    assert await count(database) == 0
+
+
+async def end_connections(database: Database) -> int:
+    """As a restart of the server does; says how many there were."""
+    killing = text(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    other = Database(database.url.render_as_string(hide_password=False))
+    try:
+        async with other.single() as connection:
+            return int((await connection.execute(killing)).scalar_one())
+    finally:
+        await other.close()
