@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_LITTLE = 2_000
+_LITTLE = 5_000
+"""Microseconds for which the loop may stand still."""
 
 
 async def aside(effort: int, work: Callable[..., T], *given: Any) -> T:
     """Do it in a thread, unless there is so little to do that the way there and back would take longer.
 
-    `effort`: how many entities it looks at, a microsecond each.
+    `effort`: microseconds, roughly.
     """
     return work(*given) if effort <= _LITTLE else await asyncio.to_thread(work, *given)
 
