@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from sqlalchemy.exc import InterfaceError
 from control_plane import database as room
 from control_plane.database import Database, driver_url
 from control_plane.models import Token, metadata
+from control_plane.plane import ControlPlane
+from control_plane.settings import Settings
 
 
 def token(number: int) -> Token:
@@ -153,3 +156,18 @@ async def end_connections(database: Database) -> int:
             return int((await connection.execute(killing)).scalar_one())
     finally:
         await other.close()
+
+
+async def test_a_control_plane_gives_its_database_back_though_another_part_fails_to_end(
+    database_url: str, tmp_path: Path
+) -> None:
+    plane = ControlPlane(Settings(tmp_path / "state", database_url, grpc_port=0, admin_token="kpat_" + "x" * 20))
+
+    async def fail() -> None:
+        raise RuntimeError("a part of it")
+
+    with pytest.raises(RuntimeError, match="a part of it"):
+        async with plane.running():
+            plane.snapshots.close = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="the database is closed"):
+        await count(plane.database)
