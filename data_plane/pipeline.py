@@ -70,6 +70,9 @@ class Pipeline:
             self._reporter.report(event_of(token, response, sent))
         except Exception:
             log.exception("exchange %s could not be reported", token.id)
+        # A stream's body knows its exchange. Without this the two would hold each other until the collector comes, and
+        # it stops everything for 10 ms when many have gathered.
+        token.response = None
         runtime = token.runtime
         runtime.exchanges -= 1
         if not runtime.exchanges and runtime in self._retired:
