@@ -21,9 +21,11 @@ from control_plane.rollups import chunks
 
 if TYPE_CHECKING:
     from control_plane.holdings import Row
+    from gateway_schema.registry import EntityType
 
 OwnerSet = frozenset[str]
 NOBODY: OwnerSet = frozenset()
+_NONE: Mapping[str, OwnerSet] = {}
 
 _CHUNK = 500
 """Ids in one statement: drivers allow some 32,000 parameters, planners like fewer."""
@@ -37,8 +39,11 @@ class Owners:
         self._known = known or {}
 
     def of(self, row: Row) -> OwnerSet:
-        known = self._known.get(row.type.name)
-        return known.get(row.id, NOBODY) if known else NOBODY
+        return self.among(row.type).get(row.id, NOBODY)
+
+    def among(self, row: EntityType) -> Mapping[str, OwnerSet]:
+        """The owner sets of a kind, by id."""
+        return self._known.get(row.name, _NONE)
 
     def after(self, assigned: Iterable[tuple[Row, OwnerSet]]) -> Owners:
         """The owners once a plan's assignments are made."""

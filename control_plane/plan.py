@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from control_plane import content
 from control_plane.errors import DocumentRefused, fault
 from control_plane.holdings import Holdings, Row, unique_key
-from control_plane.ownership import Owners, words
+from control_plane.ownership import NOBODY, Owners, OwnerSet, words
 from control_plane.planned import Plan, label, parent_names, title
 from gateway_schema.document import Declaration, Item
 from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
@@ -59,6 +60,38 @@ def make_plan(
     return planner.finish()
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What a document declares of one kind, and what is known of that kind: asked for once, not for every item."""
+
+    row: EntityType
+    held: Mapping[str, Row]
+    indexes: Sequence[tuple[tuple[str, ...], Mapping[tuple[Any, ...], Row]]]
+    """The rows by each set of fields that recognises them."""
+    reserved: set[str]
+    """Ids that the document gives to items: their rows are no one else's."""
+    declared: dict[str, Item]
+    named: Mapping[str, dict[str, str]]
+    owners: Mapping[str, OwnerSet]
+    refers: bool
+    """Whether it can refer to other entities at all."""
+
+    def recognise(self, body: Mapping[str, Any]) -> Row | None:
+        if body.get("id"):
+            return self.held.get(str(body["id"]).lower())
+        for fields, index in self.indexes:
+            key = unique_key(self.row, body, fields)
+            if key is None:
+                continue
+            try:
+                found = index.get(key)
+            except TypeError:
+                continue  # a list or a map where a text belongs: recognised by nothing, refused by the schema
+            if found is not None and found.id not in self.reserved:
+                return found
+        return None
+
+
 class _Planner:
     def __init__(
         self,
@@ -84,7 +117,8 @@ class _Planner:
         """Ids by the fields that recognise them: of a kind and a field, the id of each value."""
         self._uses: list[tuple[Item, str, Row]] = []
         self._links: dict[tuple[str, tuple[Any, ...] | None], str] = {}
-        self._declared: list[tuple[Item, Row]] = []
+        self._others: list[tuple[Item, Row, OwnerSet]] = []
+        """What is declared, is there, and is another's, or nobody's."""
 
     # -- what the document declares
 
@@ -92,16 +126,23 @@ class _Planner:
         by_type: dict[str, list[Item]] = {name: [] for name in ENTITY_TYPES}
         for item in items:
             by_type[item.type.name].append(item)
-        for name, group in by_type.items():
-            row = ENTITY_TYPES[name]
-            self._named.update({(name, key): {} for key in row.match})
-            reserved = {str(item.body["id"]).lower() for item in group if item.body.get("id")}
-            for item in group:
-                self._declare(row, item, reserved)
+        for name, items_of_kind in by_type.items():
+            if items_of_kind:
+                group = self._group(ENTITY_TYPES[name], items_of_kind)
+                for item in items_of_kind:
+                    self._declare(group, item)
 
-    def _declare(self, row: EntityType, item: Item, reserved: set[str]) -> None:
-        body = item.body
-        if row.parents or row.lists:
+    def _group(self, row: EntityType, items: Sequence[Item]) -> _Group:
+        named: dict[str, dict[str, str]] = {key: {} for key in row.match}
+        self._named.update({(row.name, key): ids for key, ids in named.items()})
+        reserved = {str(item.body["id"]).lower() for item in items if item.body.get("id")}
+        held, by_fields = self._holdings.of(row.name), [(f, self._holdings.by(row, f)) for f in row.recognised_by]
+        refers = bool(row.parents or row.lists)
+        return _Group(row, held, by_fields, reserved, self._items[row.name], named, self._owners.among(row), refers)
+
+    def _declare(self, group: _Group, item: Item) -> None:
+        row, body = group.row, item.body
+        if group.refers:
             references = self._references(row, item)
             if references is None:
                 return
@@ -110,47 +151,37 @@ class _Planner:
         if given is not None and not _is_uuid(given):
             self._fault(item, Violation(("id",), "expected a valid UUID"))
             return
-        before = self._recognise(row, body, reserved)
+        before = group.recognise(body)
         entity_id = before.id if before else str(given).lower() if given else self._new_id()
         if row.is_link:
             # Said from both ends, or twice: it is so all the same.
             entity_id = self._links.setdefault((row.name, unique_key(row, body, row.unique[0])), entity_id)
-            if entity_id in self._items[row.name]:
+            if entity_id in group.declared:
                 return
-        if (first := self._items[row.name].setdefault(entity_id, item)) is not item:
+        if (first := group.declared.setdefault(entity_id, item)) is not item:
             self._fault(item, Violation((), f"is declared twice: first at {render_path(first.path)}"))
             return
         self._ids[item] = entity_id
-        for key in row.match:
+        for key, ids in group.named.items():
             if value := body.get(key):
-                self._named[row.name, key][str(value)] = entity_id
-        if before is not None:
-            if row.is_link:
-                return  # there is nothing about it that could differ
-            self._declared.append((item, before))
-        if before is not None and not self._adopt and not self._governs(before):
-            self._fault(item, Violation((), self._not_governed(before)))
-        else:
-            self._compare(row, item, body, before, entity_id)
+                ids[str(value)] = entity_id
+        if before is None:
+            self._compare(row, item, body, None, entity_id)
+        elif not row.is_link:  # about a link there is nothing that could differ
+            self._meet(group, item, body, before)
 
-    def _recognise(self, row: EntityType, body: Mapping[str, Any], reserved: set[str]) -> Row | None:
-        if body.get("id"):
-            return self._holdings.of(row.name).get(str(body["id"]).lower())
-        for fields in row.recognised_by:
-            key = unique_key(row, body, fields)
-            if key is None:
-                continue
-            try:
-                found = self._holdings.by(row, fields).get(key)
-            except TypeError:
-                continue  # a list or a map where a text belongs: recognised by nothing, refused by the schema
-            if found is not None and found.id not in reserved:
-                return found
-        return None
+    def _meet(self, group: _Group, item: Item, body: dict[str, Any], before: Row) -> None:
+        """The document declares what is there."""
+        owner = group.owners.get(before.id, NOBODY)
+        if owner != self._tags:
+            self._others.append((item, before, owner))
+            if not (self._adopt or self._tags <= set(before.written.get("tags") or ())):
+                self._fault(item, Violation((), self._not_governed(before)))
+                return
+        if not _says_the_same(body, before.written):
+            self._compare(group.row, item, body, before, before.id)
 
     def _compare(self, row: EntityType, item: Item, body: dict[str, Any], before: Row | None, entity_id: str) -> None:
-        if before is not None and _says_the_same(body, before.written):
-            return
         written = content.written_form(row, body)
         try:
             written = content.admitted(row, written, before.written if before else None)
@@ -175,10 +206,10 @@ class _Planner:
         """Foreign keys by id; None when one cannot be resolved, or its target has a fault of its own."""
         resolved: dict[str, Any] = {}
         for name, target in item.references.items():
-            parent = ENTITY_TYPES[row.parents[name].type]
             if isinstance(target, Item):
                 found = self._ids.get(target)
             else:
+                parent = ENTITY_TYPES[row.parents[name].type]
                 found = self._target(item, name, parent, target)
                 if found is None:
                     self._fault(item, Violation((name,), self._unknown(parent, target)))
@@ -273,10 +304,7 @@ class _Planner:
     def _settle_ownership(self) -> None:
         """Who owns what afterwards; a change of what others own is a fault, or an adoption."""
         changed = {(before.type.name, before.id) for before, _ in self._plan.updates}
-        for item, before in self._declared:
-            owner = self._owners.of(before)
-            if owner == self._tags:
-                continue
+        for item, before, owner in self._others:
             if owner and not self._adopt:
                 if (before.type.name, before.id) in changed:
                     self._not_ours(before, item.path, "change")

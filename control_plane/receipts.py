@@ -1,13 +1,14 @@
 """Which node and which worker runs a version, since when, or why not; and how long versions take to get there.
 
 What nodes say stands in the nodes table, whichever replica they are connected to: that is where answers come from.
-Times are in this process only: when it made a snapshot, and when a node connected to it answered. A receipt from
-elsewhere has no time.
+Times are in this process only: when it made a snapshot, and when the answer of a node connected to it arrived. A
+receipt from elsewhere has no time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from control_plane.cache import Parcel
 from control_plane.models import Node
-from control_plane.roster import NodeId
+from control_plane.roster import Moment, NodeId
 from gateway_schema.sketch import Sketch
 
 ReceiptState = Literal["applied", "refused", "silent", "behind"]
@@ -65,6 +66,10 @@ class Propagation:
         }
 
 
+_Answer = tuple[float | None, int]
+"""How many milliseconds after the making of a snapshot, and when (Unix milliseconds)."""
+
+
 @dataclass(slots=True)
 class _Making:
     """A snapshot of which this process knows when it was made. Clocks: monotonic, and Unix milliseconds."""
@@ -74,8 +79,8 @@ class _Making:
     at_ms: int
     cold: bool
     """Made when the process started to need it, not because something changed."""
-    answers: dict[str, tuple[float | None, int]] = field(default_factory=dict)
-    """Of each node that answered: milliseconds after the making, and when (Unix milliseconds)."""
+    answers: dict[str, _Answer] = field(default_factory=dict)
+    """Of each node that answered."""
 
 
 @dataclass(slots=True)
@@ -84,8 +89,25 @@ class _Track:
 
     makings: OrderedDict[int, _Making] = field(default_factory=OrderedDict)
     arrivals: dict[str, float] = field(default_factory=dict)
+    words: dict[str, list[Moment]] = field(default_factory=dict)
+    """When each node said what is being written of it just now."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     propagation: Propagation = field(default_factory=Propagation)
+
+    def had(self, node_id: str, making: _Making) -> bool:
+        """Whether the node was connected to this process when the snapshot was made."""
+        return self.arrivals.get(node_id, math.inf) <= making.at
+
+    def answer(self, making: _Making, node_id: str, moment: Moment) -> _Answer:
+        known = self.had(node_id, making) or not making.cold
+        return _passed(making, moment) if known else None, moment.at_ms
+
+    def answer_of(self, making: _Making, node_id: str) -> _Answer | None:
+        """A node's answer, be it that its row is still being written."""
+        words = self.words.get(node_id)
+        if node_id in making.answers or not words:
+            return making.answers.get(node_id)
+        return self.answer(making, node_id, words[-1])
 
 
 class Receipts:
@@ -108,30 +130,28 @@ class Receipts:
     def arrived(self, who: NodeId) -> None:
         self._track(who.control_plane_id).arrivals[who.node_id] = time.monotonic()
 
-    def heard(self, who: NodeId, values: Mapping[str, Any]) -> None:
-        """A node's row was written; `values` are its new columns."""
+    def said(self, who: NodeId, moment: Moment) -> None:
+        """A node's row will be written: from now on it may be read."""
+        self._track(who.control_plane_id).words.setdefault(who.node_id, []).append(moment)
+
+    def heard(self, who: NodeId, moment: Moment, values: Mapping[str, Any] | None) -> None:
+        """It was written; `values` are its new columns, None when there was no row for them."""
         track = self._track(who.control_plane_id)
+        _drop(track.words, who.node_id, moment)
+        if values is None:
+            return
         workers, error = values.get("workers") or (), values.get("last_error")
         for version, making in reversed(track.makings.items()):
             if who.node_id in making.answers:
                 break  # older ones were answered before, or overtaken
             refused = isinstance(error, Mapping) and error.get("version") == version
             if refused or runs_on_all(workers, version, making.hash):
-                exact = refused or values.get("config_version") == version
-                self._note(track, making, who.node_id, exact and not refused)
+                making.answers[who.node_id] = track.answer(making, who.node_id, moment)
+                if values.get("config_version") == version and not refused and track.had(who.node_id, making):
+                    track.propagation.add(_passed(making, moment))
         if values.get("sync_state") == "offline":
             track.arrivals.pop(who.node_id, None)
         _wake(track)
-
-    @staticmethod
-    def _note(track: _Track, making: _Making, node_id: str, counts: bool) -> None:
-        now = time.monotonic()
-        passed = (now - making.at) * 1000
-        was_there = track.arrivals.get(node_id, now) <= making.at
-        known = passed if was_there or not making.cold else None
-        making.answers[node_id] = (known, time.time_ns() // 1_000_000)
-        if counts and was_there:
-            track.propagation.add(passed)
 
     def forget(self, control_plane_id: str) -> None:
         self._tracks.pop(control_plane_id, None)
@@ -163,8 +183,13 @@ class Receipts:
         self, control_plane_id: str, version: int, hash_: str, nodes: Sequence[tuple[Node, bool]]
     ) -> dict[str, Any]:
         """The receipts of a version. `nodes` are rows, each with whether it is connected."""
-        making = self._track(control_plane_id).makings.get(version)
-        items = [_receipt(node, connected, version, hash_, making) for node, connected in nodes]
+        track = self._track(control_plane_id)
+        making = track.makings.get(version)
+        items = []
+        for node, connected in nodes:
+            state = _state(node, connected, version, hash_, making)
+            answer = track.answer_of(making, node.id) if making and state in {"applied", "refused"} else None
+            items.append({**_receipt(node, state, version, hash_, answer), "connected": connected})
         states = [item["state"] for item in items if item["connected"]]
         summary = {name: states.count(name) for name in ("applied", "refused", "silent", "behind")}
         return {
@@ -186,14 +211,11 @@ def _runs(worker: Mapping[str, Any], version: int, hash_: str) -> bool:
     return worker.get("hash") == hash_ or int(worker.get("version") or 0) > version
 
 
-def _receipt(node: Node, connected: bool, version: int, hash_: str, making: _Making | None) -> dict[str, Any]:
-    state = _state(node, connected, version, hash_, making)
-    answered = making.answers.get(node.id) if making and state in {"applied", "refused"} else None
-    took, at_ms = answered or (None, None)
+def _receipt(node: Node, state: ReceiptState, version: int, hash_: str, answer: _Answer | None) -> dict[str, Any]:
+    took, at_ms = answer or (None, None)
     return {
         "node_id": node.id,
         "hostname": node.hostname,
-        "connected": connected,
         "state": state,
         "version": node.config_version,
         "hash": node.config_hash,
@@ -220,6 +242,18 @@ def _state(node: Node, connected: bool, version: int, hash_: str, making: _Makin
             return "refused"
     late = making is not None and time.monotonic() - making.at > SILENT_SECONDS
     return "silent" if connected and late else "behind"
+
+
+def _passed(making: _Making, moment: Moment) -> float:
+    """Milliseconds; none for a node that ran the content before."""
+    return max(0.0, (moment.at - making.at) * 1000)
+
+
+def _drop(words: dict[str, list[Moment]], node_id: str, moment: Moment) -> None:
+    if moment in (said := words.get(node_id, [])):
+        said.remove(moment)
+    if not said:
+        words.pop(node_id, None)
 
 
 def _wake(track: _Track) -> None:

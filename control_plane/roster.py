@@ -9,8 +9,9 @@ belongs to the stream that said hello last: what an older one still has to say, 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -37,11 +38,26 @@ class NodeId:
     """Which of the node's streams it is; empty for one that is refused."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """When a node said something. Clocks: monotonic, and Unix milliseconds."""
+
+    at: float = field(default_factory=time.monotonic)
+    at_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+
+
 class Watcher(Protocol):
-    """Who wants to know what nodes say, once it is written."""
+    """Who wants to know what nodes say. A row can be read before its writer learns that it is written: so every word
+    is told when it is said, and again once it is written, or has come to nothing."""
 
     def arrived(self, who: NodeId) -> None: ...
-    def heard(self, who: NodeId, values: Mapping[str, Any]) -> None: ...
+    def said(self, who: NodeId, moment: Moment) -> None: ...
+    def heard(self, who: NodeId, moment: Moment, values: Mapping[str, Any] | None) -> None: ...
+
+
+@dataclass(slots=True)
+class _Word:
+    written: bool = False
 
 
 class Roster:
@@ -100,16 +116,17 @@ class Roster:
             "stream": who.stream,
             "updated_at": now,
         }
-        async with self._database.writing() as session:
-            node = await session.get(Node, (who.control_plane_id, who.node_id))
-            if node is None:
-                node = Node(control_plane_id=who.control_plane_id, id=who.node_id, created_at=now)
-                session.add(node)
-            for name, value in values.items():
-                setattr(node, name, value)
-        if self._watcher is not None:
-            self._watcher.arrived(who)
-            self._watcher.heard(who, values)
+        with self._told(who, values) as word:
+            async with self._database.writing() as session:
+                node = await session.get(Node, (who.control_plane_id, who.node_id))
+                if node is None:
+                    node = Node(control_plane_id=who.control_plane_id, id=who.node_id, created_at=now)
+                    session.add(node)
+                for name, value in values.items():
+                    setattr(node, name, value)
+            if self._watcher is not None:
+                self._watcher.arrived(who)
+            word.written = True
 
     async def _record(self, who: NodeId, values: dict[str, Any]) -> bool:
         # A row that says offline is anyone's: replicas may have heard two hellos in another order than they were said.
@@ -120,10 +137,21 @@ class Roster:
 
     async def _update(self, who: NodeId, values: dict[str, Any], *, also_offline: bool) -> bool:
         place = (who.control_plane_id, who.node_id, who.stream)
-        done = await self._rows.update(*place, values, also_offline=also_offline)
-        if done and self._watcher is not None:
-            self._watcher.heard(who, values)
-        return done
+        with self._told(who, values) as word:
+            word.written = await self._rows.update(*place, values, also_offline=also_offline)
+        return word.written
+
+    @contextlib.contextmanager
+    def _told(self, who: NodeId, values: Mapping[str, Any]) -> Iterator[_Word]:
+        """The watcher learns of a word before anyone can read it, and what became of it."""
+        word, moment = _Word(), Moment()
+        if self._watcher is not None:
+            self._watcher.said(who, moment)
+        try:
+            yield word
+        finally:
+            if self._watcher is not None:
+                self._watcher.heard(who, moment, values if word.written else None)
 
 
 def worker_rows(workers: Iterable[config_pb2.Worker]) -> list[dict[str, Any]]:

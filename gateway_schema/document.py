@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from types import MethodType, NoneType
+from typing import Any, cast
 
 import orjson
 
@@ -184,37 +185,40 @@ class _Reader:
         if not isinstance(value, list):
             self._fault(path, "expected an array")
             return
+        shape = _shape_of(row.name)
         for index, entry in enumerate(value):
             if isinstance(entry, (dict, Mapping)):  # the first is the rule, and cheap
-                self._entity(row, dict(entry), (*path, index), parent)
+                self._entity(shape, dict(entry), (*path, index), parent)
             else:
                 self._fault((*path, index), "expected a record")
 
-    def _entity(self, row: EntityType, body: dict[str, Any], path: Path, parent: tuple[str, Item] | None) -> None:
-        if not _TEXT.issuperset(map(type, body)):
+    def _entity(self, shape: _Shape, body: dict[str, Any], path: Path, parent: tuple[str, Item] | None) -> None:
+        """One of ten thousand, maybe: whatever few of them have is asked for in one look."""
+        familiar = shape.keys.issuperset(body)
+        if not (familiar or _TEXT.issuperset(map(type, body))):
             self._fault(path, "expected a record with names as keys")
             return
-        nested = _nested_keys(row.name)
+        nested = shape.nested
         children = {}
-        if not nested.keys().isdisjoint(body):
+        if nested and not nested.keys().isdisjoint(body):
             children = {key: body.pop(key) for key in list(body) if key in nested}
-        item = Item(row, body, path)
-        if row.parents:
+        item = Item(shape.row, body, path, {})
+        if parent is not None and shape.parents.isdisjoint(body):
+            item.references[parent[0]] = parent[1]
+        elif shape.parents:
             self._refer(item, parent)
-        if row.name == "plugins":
+        if shape.row.name == "plugins":
             self._merge_shared_config(item)
         if self._defaults:
             self._fill_defaults(item)
-        if self._skip_hash and "skip_hash" in row.model.shorthands:
+        if not familiar or self._defaults:
+            self._suggest_nested(item, shape.fields)
+        if self._skip_hash and "skip_hash" in shape.row.model.shorthands:
             body["skip_hash"] = True
-        self._suggest_nested(item)
-        if not isinstance(body.get("tags", []), list) and body["tags"] is not None:
+        if "tags" in body and not isinstance(body["tags"], (list, NoneType)):
             self._fault((*path, "tags"), "expected a set")
-        if (expanded := row.model.expand(body)) is not body:
-            body.update(expanded)
-        for key in row.model.shorthands:
-            if isinstance(body.get(key), str):
-                body.pop(key)
+        if shape.expands:
+            _expand(shape.row, body)
         self._items.append(item)
         for key, value in children.items():
             child, name = nested[key]
@@ -278,25 +282,46 @@ class _Reader:
             for key, value in defaults.items():
                 item.body.setdefault(key, value)
 
-    def _suggest_nested(self, item: Item) -> None:
+    def _suggest_nested(self, item: Item, fields: frozenset[str]) -> None:
         """Unknown keys are refused with the entity's other fields, but only here are nested keys known too."""
-        fields = _file_fields(item.type.name)
-        for key in () if fields.issuperset(item.body) else [key for key in item.body if key not in fields]:
+        for key in [key for key in item.body if key not in fields]:
             self._fault((*item.path, key), unknown_field(key, fields))
             item.body.pop(key)
 
 
-@cache
-def _nested_keys(name: str) -> Mapping[str, tuple[EntityType, str]]:
-    """Keys under which children of a kind stand inside it: the child's kind, and its field that refers back."""
-    return {p.nested_key: (child, field_name) for child, field_name, p in children_of(name) if p.nested_key}
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What entities of a kind look like in a file."""
+
+    row: EntityType
+    nested: Mapping[str, tuple[EntityType, str]]
+    """Keys under which children stand inside it: the child's kind, and its field that refers back."""
+    fields: frozenset[str]
+    """Every key that it may have."""
+    keys: frozenset[str]
+    """The same, with those that only files know."""
+    parents: frozenset[str]
+    expands: bool
 
 
 @cache
-def _file_fields(name: str) -> frozenset[str]:
-    """Every key that an entity of a kind may have in a file."""
-    model = ENTITY_TYPES[name].model
-    return frozenset(model.model_fields) | model.shorthands | frozenset(_nested_keys(name))
+def _shape_of(name: str) -> _Shape:
+    row = ENTITY_TYPES[name]
+    nested = {p.nested_key: (child, field_name) for child, field_name, p in children_of(name) if p.nested_key}
+    fields = frozenset(row.model.model_fields) | row.model.shorthands | frozenset(nested)
+    keys = fields | {"_config"} if name == "plugins" else fields
+    expand, untouched = cast("MethodType", row.model.expand), cast("MethodType", Entity.expand)
+    expands = expand.__func__ is not untouched.__func__
+    return _Shape(row, nested, fields, keys, frozenset(row.parents), expands)
+
+
+def _expand(row: EntityType, body: dict[str, Any]) -> None:
+    """Put real fields in the place of shorthands; one of the wrong type is left for the schema to refuse."""
+    if (expanded := row.model.expand(body)) is not body:
+        body.update(expanded)
+    for key in row.model.shorthands:
+        if isinstance(body.get(key), str):
+            body.pop(key)
 
 
 def _deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
