@@ -203,7 +203,13 @@ async def test_propagation_is_counted_per_node_and_shown_to_prometheus(client: C
             for node in connected:
                 await node.ack(await node.snapshot())
             await ask(client, version, 15)
-    shown = await client.get(f"/v2/control-planes/{client.id}/propagation")
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                changed = client.plane.receipts.changed(client.id)
+                shown = await client.get(f"/v2/control-planes/{client.id}/propagation")
+                if shown["count"] >= 4:
+                    break
+                await changed.wait()
     assert shown["count"] == 4
     assert 0 < shown["p50_ms"] <= shown["p99_ms"]
     assert shown["buckets"][-1] == {"le_ms": None, "count": 4}
