@@ -251,13 +251,12 @@ class SnapshotCache:
         snapshot = await self._load(control_plane_id, entry.version if named else None)
         known = entry.current
         if known is None or known.snapshot.hash != snapshot.hash:
-            known = await self._next(known, snapshot) if known is not None else Parcel(snapshot)
+            if known is None:
+                known = Parcel(snapshot)
+            else:
+                known = await aside(known.differing(snapshot), known.next, snapshot)
         entry.covered = snapshot.version
         return known
-
-    @staticmethod
-    async def _next(known: Parcel, snapshot: Snapshot) -> Parcel:
-        return await aside(known.differing(snapshot), known.next, snapshot)
 
     @staticmethod
     def _set(entry: _Entry, parcel: Parcel) -> None:

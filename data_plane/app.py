@@ -134,7 +134,8 @@ def run_worker(settings: Settings, index: int, channel_path: Path, listener: int
     """Serve until told to stop; the process's exit code. `listener`: a descriptor to accept from beside the own one."""
     # The agent, which started this process, interrupts nobody; who serves traffic waits for nobody.
     with contextlib.suppress(AttributeError, OSError):  # not every system knows this, or allows it
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if os.sched_getscheduler(0) == os.SCHED_BATCH:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     # Requests make little garbage in cycles: collecting it seldom costs nothing and saves much.
     gc.set_threshold(20_000, 20, 20)
     # While a configuration is built in a thread, the event loop waits this long, at most, for its turn.

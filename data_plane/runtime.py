@@ -139,6 +139,7 @@ class _Builder:
         self._known = former.parts
         self._declared: dict[str, set[str | None]] = {}
         self._services = self._enabled_services()
+        self._has_same_services = self._has_same("services", self._known.services, self._services)
         self._changed_services = _changed(self._known.services, self._services)
         self._routes = self._served_routes()
         self._changed_routes = self._routes_to_redo()
@@ -167,10 +168,9 @@ class _Builder:
         return {str(service.id): service for service in self._document.of("services") if service.enabled}
 
     def _served_routes(self) -> Mapping[str, Route]:
-        same_services = self._has_same("services", self._known.services, self._services)
-        if self._is_unchanged("routes") and same_services:
+        if self._is_unchanged("routes") and self._has_same_services:
             return self._known.routes
-        served = self._known.routes if same_services else {}
+        served = self._known.routes if self._has_same_services else {}
         return {
             str(route.id): route
             for route in self._document.of("routes")
@@ -212,9 +212,7 @@ class _Builder:
 
     def _has_same_targets(self) -> bool:
         """Whether what plugins may be put on is there, and served, as it was before."""
-        known = self._known
-        services = self._has_same("services", known.services, self._services)
-        return services and self._has_same("routes", known.routes, self._routes)
+        return self._has_same_services and self._has_same("routes", self._known.routes, self._routes)
 
     def _bound(self, plugin: Plugin, directory: _Directory) -> Bound:
         """A handler knows the consumers, so it stays only as long as they do."""

@@ -70,10 +70,11 @@ def run_agent(settings: Settings) -> int:
 def _give_way() -> None:
     """Workers serve traffic, this process does not: where both want one core, its waking up interrupts none of them.
 
-    Workers inherit it, and put themselves right (`data_plane.app.run_worker`).
+    Workers inherit it, and put themselves right (`data_plane.app.run_worker`). A policy that an operator chose stays.
     """
     with suppress(AttributeError, OSError):  # not every system knows this, or allows it
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _complain(error: Exception, code: int) -> int:
