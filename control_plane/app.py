@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -55,7 +56,6 @@ from control_plane.settings import MAX_BODY_BYTES, VERSION
 
 _log = logging.getLogger(__name__)
 
-_DATABASE_AWAY = (InterfaceError, OperationalError, ConnectionRefusedError)
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -218,7 +218,15 @@ class Edge:
         trace = new_trace()
         if not isinstance(error, ControlPlaneError):
             _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=error)
-            error = Unavailable() if isinstance(error, _DATABASE_AWAY) else Unexpected()
+            error = Unavailable() if _means_away(error) else Unexpected()
         on_admin = scope["path"].startswith(admin.PREFIX)
         response = admin_errors.error_response(error) if on_admin else _problem_response(error, trace)
         await response(scope, receive, send)
+
+
+def _means_away(error: Exception) -> bool:
+    """Whether the database is away. SQLite gives a statement that it cannot read the same name: that one is ours."""
+    if isinstance(error, OperationalError):
+        code: int | None = getattr(error.orig, "sqlite_errorcode", None)
+        return code != sqlite3.SQLITE_ERROR
+    return isinstance(error, InterfaceError | ConnectionRefusedError)

@@ -94,6 +94,8 @@ class BatchWriter:
         for row, items in _by_type(leaving):
             table = ENTITY_TABLES[row.name]
             empty = dict.fromkeys(unique_columns(row))
+            if not empty:
+                continue
             for chunk in _chunks([item.id for item in items]):
                 await self._session.execute(update(table).where(self._mine(table), table.c.id.in_(chunk)).values(empty))
 

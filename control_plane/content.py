@@ -43,7 +43,7 @@ def written_form(row: EntityType, body: Mapping[str, Any]) -> dict[str, Any]:
     data = row.model.expand({key: value for key, value in body.items() if key not in OWN_FIELDS})
     data = {key: value for key, value in data.items() if not (key in row.model.shorthands and isinstance(value, str))}
     config = config_class(row, data)
-    if config is not None and isinstance(data.get("config"), Mapping):
+    if config is not None and isinstance(data.get("config"), Mapping) and not row.sparse_config:
         data["config"] = without_absent(shape_of(config), _expanded(config, data["config"]))
     written: dict[str, Any] = without_absent(shape_of(row.model), data)
     for field in row.parents:
@@ -66,6 +66,8 @@ def admitted(row: EntityType, written: dict[str, Any], before: Mapping[str, Any]
 
     `before` is the written form that is replaced. Called once per write, references by id. Raises SchemaViolation.
     """
+    if violations := [*_masks(row, written), *_unfit(written)]:
+        raise SchemaViolation(violations)  # before a password is hashed, which a mask would end as
     return row.model.admit(written, before)
 
 
@@ -153,7 +155,7 @@ def _plugin_config(row: EntityType, written: Mapping[str, Any], violations: list
 def _checked_config(
     config: type[Record] | None, row: EntityType, written: Mapping[str, Any], violations: list[Violation]
 ) -> dict[str, Any] | None:
-    if config is None:
+    if config is None or (row.sparse_config and "config" not in written):
         return None
     try:
         checked = parse(config, written.get("config") or {})
@@ -188,19 +190,26 @@ def _limits(row: EntityType, written: Mapping[str, Any]) -> list[Violation]:
 
 def _unfit(written: Mapping[str, Any]) -> list[Violation]:
     """Fields that cannot be stored. Nearly always there are none, which the text of them all tells at once."""
-    try:
-        text = orjson.dumps(written)
-    except TypeError:  # nested deeper than the writer goes
-        text = b""
+    text = _dumped(written)
     if text and b"\\u0000" not in text and text.count(b"{") + text.count(b"[") <= _MAX_DEPTH:
         return []
     found = []
     for key, value in written.items():
         if _is_too_deep(value):
             found.append(Violation((key,), _TOO_DEEP))
-        elif b"\\u0000" in orjson.dumps(value):
+        elif (text := _dumped(value)) is None:
+            found.append(Violation((key,), "must not contain integers beyond 64 bits or half a surrogate pair"))
+        elif b"\\u0000" in text:
             found.append(Violation((key,), "must not contain NUL characters"))
     return found
+
+
+def _dumped(value: Any) -> bytes | None:
+    """None for what is nested deeper than the writer goes, or holds what JSON's writer refuses."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return None
 
 
 def _is_too_deep(value: Any) -> bool:

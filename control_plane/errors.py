@@ -149,6 +149,14 @@ class SchemaFault(EntityError):
         self.violations = tuple(violations)
 
 
+class InvalidPrimaryKey(EntityError):
+    code = 1
+    name = "invalid primary key"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"invalid primary key: '{{id=\"{key}\"}}'", {"id": "expected a valid UUID"})
+
+
 class PrimaryKeyTaken(EntityError):
     code = 3
     name = "primary key violation"

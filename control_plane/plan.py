@@ -29,6 +29,7 @@ from control_plane.errors import DocumentRefused, fault
 from control_plane.holdings import Holdings, Row, unique_key
 from control_plane.ownership import NOBODY, Owners, OwnerSet, words
 from control_plane.planned import Plan, label, parent_names, title
+from gateway_schema.base import canonical_id
 from gateway_schema.document import Declaration, Item
 from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, render_path
@@ -76,9 +77,10 @@ class _Group:
     refers: bool
     """Whether it can refer to other entities at all."""
 
-    def recognise(self, body: Mapping[str, Any]) -> Row | None:
-        if body.get("id"):
-            return self.held.get(str(body["id"]).lower())
+    def recognise(self, given: str | None, body: Mapping[str, Any]) -> Row | None:
+        """The row that is meant, by the id that was `given` or by its natural key."""
+        if given is not None:
+            return self.held.get(given)
         for fields, index in self.indexes:
             key = unique_key(self.row, body, fields)
             if key is None:
@@ -135,7 +137,7 @@ class _Planner:
     def _group(self, row: EntityType, items: Sequence[Item]) -> _Group:
         named: dict[str, dict[str, str]] = {key: {} for key in row.match}
         self._named.update({(row.name, key): ids for key, ids in named.items()})
-        reserved = {str(item.body["id"]).lower() for item in items if item.body.get("id")}
+        reserved = {given for item in items if (given := _given_id(item))}
         held, by_fields = self._holdings.of(row.name), [(f, self._holdings.by(row, f)) for f in row.recognised_by]
         refers = bool(row.parents or row.lists)
         return _Group(row, held, by_fields, reserved, self._items[row.name], named, self._owners.among(row), refers)
@@ -147,12 +149,12 @@ class _Planner:
             if references is None:
                 return
             body = {**body, **references}
-        given = body.get("id")
-        if given is not None and not _is_uuid(given):
+        given = _given_id(item)
+        if given is None and body.get("id") is not None:
             self._fault(item, Violation(("id",), "expected a valid UUID"))
             return
-        before = group.recognise(body)
-        entity_id = before.id if before else str(given).lower() if given else self._new_id()
+        before = group.recognise(given, body)
+        entity_id = before.id if before else given or self._new_id()
         if row.is_link:
             # Said from both ends, or twice: it is so all the same.
             entity_id = self._links.setdefault((row.name, unique_key(row, body, row.unique[0])), entity_id)
@@ -431,9 +433,7 @@ def _key_path(fields: Sequence[str]) -> Path:
     return (fields[0],)
 
 
-def _is_uuid(value: Any) -> bool:
-    try:
-        uuid.UUID(value)
-    except (ValueError, AttributeError, TypeError):
-        return False
-    return True
+def _given_id(item: Item) -> str | None:
+    """The id that the document gives, as it is stored; None when it gives none, or what is no UUID."""
+    given = item.body.get("id")
+    return canonical_id(given) if isinstance(given, str) else None

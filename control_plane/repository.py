@@ -22,6 +22,7 @@ from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import (
     ForeignKeyMissing,
     ForeignKeyUnresolved,
+    InvalidPrimaryKey,
     ListedByOthers,
     NotFound,
     PrimaryKeyTaken,
@@ -40,7 +41,7 @@ from control_plane.models import (
     unique_columns,
 )
 from control_plane.secrets import MASK, Cipher
-from gateway_schema.base import is_secret
+from gateway_schema.base import canonical_id, is_secret
 from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import SchemaViolation, Violation
 
@@ -211,6 +212,8 @@ class Repository:
         """PUT: the entity is what `body` says and nothing else. One under another parent moves here."""
         await self.lock()
         entity_id = as_id(key)
+        if entity_id is None and row.endpoint_key is None:
+            raise InvalidPrimaryKey(key)
         before = await self.find(row, key, scope if entity_id is None and lookup_columns(row) else None)
         if entity_id is None and row.endpoint_key is not None:
             named = body if body.get(row.endpoint_key) is not None and before is not None else {row.endpoint_key: key}
@@ -344,12 +347,7 @@ class Repository:
 
 def as_id(key: str) -> str | None:
     """The canonical id when `key` is a UUID; a name that looks like one cannot be asked for."""
-    if len(key) != 36:
-        return None
-    try:
-        return str(uuid.UUID(key))
-    except ValueError:
-        return None
+    return canonical_id(key)
 
 
 def shown_key(row: Row, fields: Sequence[str]) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gateway_schema.base import Record
+from gateway_schema.base import Number, Record, Text, is_address
 from gateway_schema.entities import Entity, Reference
 from gateway_schema.violations import FieldFaults
 
-_HOST = re.compile(r"^[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?\.?$")
-_PORT = re.compile(r"^\d{1,5}$")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?\.?")
+_PORT = re.compile(r"[0-9]{1,5}")
 DEFAULT_TARGET_PORT = 8000
 
-Seconds = Annotated[int | float, Field(ge=0, le=65_535)]
+Seconds = Annotated[Number, Field(ge=0, le=65_535)]
 Counter = Annotated[int, Field(ge=0, le=255)]
 Status = Annotated[int, Field(ge=100, le=999)]
 ProbeType = Literal["tcp", "http", "https", "grpc", "grpcs"]
@@ -44,7 +44,7 @@ class ActiveChecks(Record):
     timeout: Seconds = 1
     concurrency: Annotated[int, Field(ge=1, le=2**31)] = 10
     http_path: str = "/"
-    https_sni: str | None = None
+    https_sni: Text | None = None
     https_verify_certificate: bool = True
     headers: dict[str, list[str]] | None = None
     healthy: ActiveHealthy = Field(default_factory=ActiveHealthy)
@@ -77,32 +77,24 @@ class PassiveChecks(Record):
 class Healthchecks(Record):
     active: ActiveChecks = Field(default_factory=ActiveChecks)
     passive: PassiveChecks = Field(default_factory=PassiveChecks)
-    threshold: Annotated[int | float, Field(ge=0, le=100)] = 0
+    threshold: Annotated[Number, Field(ge=0, le=100)] = 0
 
 
 def _check_upstream_name(value: str) -> str:
-    if _is_address(value.strip("[]")):
+    if is_address(value.strip("[]")):
         raise ValueError(f"Invalid name ('{value}'); no ip addresses allowed")
     if ":" in value:
         raise ValueError(f"Invalid name ('{value}'); no port allowed")
-    if not _HOST.match(value):
+    if not _HOST.fullmatch(value):
         raise ValueError(f"Invalid name ('{value}'); not a valid hostname")
     return value
 
 
 def _check_host_header(value: str) -> str:
     host, _, port = value.partition(":")
-    if not _HOST.match(host) or (":" in value and not _PORT.match(port)):
+    if not _HOST.fullmatch(host) or (":" in value and not _PORT.fullmatch(port)):
         raise ValueError(f"invalid value: {value}")
     return value
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 _COMPANIONS = {
@@ -122,20 +114,20 @@ class Upstream(Entity):
     )
     hash_on: HashInput = "none"
     hash_fallback: HashInput = "none"
-    hash_on_header: str | None = None
-    hash_fallback_header: str | None = None
-    hash_on_cookie: str | None = None
+    hash_on_header: Text | None = None
+    hash_fallback_header: Text | None = None
+    hash_on_cookie: Text | None = None
     hash_on_cookie_path: str = "/"
-    hash_on_query_arg: str | None = None
-    hash_fallback_query_arg: str | None = None
-    hash_on_uri_capture: str | None = None
-    hash_fallback_uri_capture: str | None = None
+    hash_on_query_arg: Text | None = None
+    hash_fallback_query_arg: Text | None = None
+    hash_on_uri_capture: Text | None = None
+    hash_fallback_uri_capture: Text | None = None
     slots: Annotated[int, Field(ge=10, le=65_536)] = 10_000
     healthchecks: Healthchecks = Field(default_factory=Healthchecks)
     host_header: Annotated[str, AfterValidator(_check_host_header)] | None = None
     client_certificate: Reference | None = None
     use_srv_name: bool = False
-    sticky_sessions_cookie: str | None = None
+    sticky_sessions_cookie: Text | None = None
     sticky_sessions_cookie_path: str = "/"
     updated_at: int | None = None
 
@@ -147,7 +139,7 @@ class Upstream(Entity):
         if not isinstance(data, dict):
             return data
         algorithm, hash_on = data.get("algorithm"), data.get("hash_on")
-        if algorithm in {"least-connections", "latency"}:
+        if algorithm in ("least-connections", "latency"):
             return {**data, "hash_on": "none"} if isinstance(hash_on, str) else data
         if algorithm is not None or not isinstance(hash_on, str):
             return data
@@ -189,9 +181,9 @@ class Upstream(Entity):
 def _check_target(value: str) -> str:
     host, port = split_target(value)
     address = host[1:-1] if host.startswith("[") else host
-    if not (_is_address(address) if host.startswith("[") else _is_address(host) or _HOST.match(host)):
+    if not (is_address(address) if host.startswith("[") else is_address(host) or _HOST.fullmatch(host)):
         raise ValueError("Invalid target; not a valid hostname or ip address")
-    if value.endswith(":") or (port and not (_PORT.match(port) and int(port) <= 65_535)):
+    if value.endswith(":") or (port and not (_PORT.fullmatch(port) and int(port) <= 65_535)):
         raise ValueError("Invalid target; not a valid port")
     return value
 
@@ -208,10 +200,7 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 class Target(Entity):
-    """An address behind an upstream: a host or an address with its port, and its share of the requests.
-
-    The text stays as it was written: decK compares it. Without a port it means DEFAULT_TARGET_PORT.
-    """
+    """An address behind an upstream: a host or an address with its port, and its share of the requests."""
 
     upstream: Reference
     target: Annotated[str, AfterValidator(_check_target)]
@@ -219,3 +208,20 @@ class Target(Entity):
     failover: bool = False
     created_at: int | float | None = None  # type: ignore[assignment]
     updated_at: int | float | None = None
+
+    @classmethod
+    def expand(cls, written: dict[str, Any]) -> dict[str, Any]:
+        """The text as decK writes it, so that one target has one name: with a port, IPv6 in eight groups of four."""
+        target = written.get("target")
+        kept = _with_port(target) if isinstance(target, str) else target
+        return written if kept == target else {**written, "target": kept}
+
+
+def _with_port(target: str) -> str:
+    """What is no target stays as it is, to be refused."""
+    host, port = split_target(target)
+    if not host or target.endswith(":"):
+        return target
+    if host.startswith("[") and is_address(host[1:-1]):
+        host = f"[{ipaddress.ip_address(host[1:-1]).exploded}]"
+    return f"{host}:{port or DEFAULT_TARGET_PORT}"

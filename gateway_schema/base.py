@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 Protocol = Literal["http", "https", "grpc", "grpcs", "tcp", "tls", "tls_passthrough", "udp", "ws", "wss"]
@@ -18,6 +20,34 @@ REFERENCEABLE = "x-referenceable"
 
 Secret = Annotated[str, Field(json_schema_extra={ENCRYPTED: True, REFERENCEABLE: True})]
 Referenceable = Annotated[str, Field(json_schema_extra={REFERENCEABLE: True})]
+
+
+Text = Annotated[str, Field(min_length=1)]
+"""As in Kong, a text that is set says something: decK cannot read an entity whose key is empty."""
+SecretText = Annotated[Secret, Field(min_length=1)]
+
+_ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+
+def canonical_id(text: str) -> str | None:
+    """The id as it is stored, when `text` is a UUID in its usual form; other spellings of one are none."""
+    return text.lower() if _ID.fullmatch(text) else None
+
+
+def is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Number = Annotated[int | float, AfterValidator(_whole)]
+"""Kong writes 1.0 as 1, and decK cannot read it otherwise where it expects an integer."""
 
 
 class Record(BaseModel):

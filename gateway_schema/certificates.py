@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -14,11 +13,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import AfterValidator, model_validator
 
-from gateway_schema.base import Referenceable, Secret
+from gateway_schema.base import Referenceable, Secret, is_address
 from gateway_schema.entities import Entity, Reference
 from gateway_schema.violations import FieldFaults, SchemaViolation, Violation
 
-_SNI = re.compile(r"^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?(\.\*)?$")
+_SNI = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?(\.\*)?")
 
 
 def load_certificates(pem: str) -> list[x509.Certificate]:
@@ -88,16 +87,8 @@ def _check_pair(cert: str, key: str, cert_field: str, key_field: str) -> str | N
     return type(public).__name__
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _check_sni(value: str) -> str:
-    if _is_address(value.strip("[]")):
+    if is_address(value.strip("[]")):
         raise ValueError("must not be an IP")
     if ":" in value:
         raise ValueError("must not have a port")
@@ -105,7 +96,7 @@ def _check_sni(value: str) -> str:
         raise ValueError("only one wildcard must be specified")
     if "*" in value and not (value.startswith("*.") or value.endswith(".*")):
         raise ValueError("wildcard must be leftmost or rightmost character")
-    if not _SNI.match(value):
+    if not _SNI.fullmatch(value):
         raise ValueError(f"invalid value: {value}")
     return value
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from gateway_schema.base import Secret
+from gateway_schema.base import SecretText, Text
 from gateway_schema.entities import Entity, Reference
 from gateway_schema.violations import FieldFaults
 
@@ -38,8 +38,8 @@ class BasicAuthCredential(Entity):
     shorthands: ClassVar[frozenset[str]] = frozenset({"skip_hash"})
 
     consumer: Reference
-    username: Annotated[str, Field(min_length=1)]
-    password: Annotated[Secret, Field(min_length=1)]
+    username: Text
+    password: SecretText
 
     @classmethod
     def admit(cls, written: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -58,16 +58,16 @@ class HmacAuthCredential(Entity):
     """A user name and a secret that requests are signed with."""
 
     consumer: Reference
-    username: Annotated[str, Field(min_length=1)]
-    secret: Secret | None = None
+    username: Text
+    secret: SecretText | None = None
 
 
 class JwtCredential(Entity):
     """Whose tokens are a consumer's: `key` is their issuer, `secret` or `rsa_public_key` proves them."""
 
     consumer: Reference
-    key: str | None = None
-    secret: Secret | None = None
+    key: Text | None = None
+    secret: SecretText | None = None
     algorithm: JwtAlgorithm = "HS256"
     rsa_public_key: str | None = None
 
@@ -95,12 +95,12 @@ class Acl(Entity):
     """That a consumer belongs to a group of the acl plugin."""
 
     consumer: Reference
-    group: Annotated[str, Field(min_length=1)]
+    group: Text
 
 
 class MtlsAuthCredential(Entity):
     """Which certificate is a consumer's, by the name of its subject."""
 
     consumer: Reference
-    subject_name: Annotated[str, Field(min_length=1)]
+    subject_name: Text
     ca_certificate: Reference | None = None

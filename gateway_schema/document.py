@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from types import MethodType, NoneType
+from types import MethodType
 from typing import Any, cast
 
 import orjson
@@ -157,10 +157,17 @@ class _Reader:
         if info is None:
             return {}
         info = self._record(info, ("_info",), _INFO_KEYS)
-        self._skip_hash = info.get("skip_hash_for_basic_auth") is True
+        skip_hash = info.get("skip_hash_for_basic_auth")
+        if not isinstance(skip_hash, bool | None):
+            self._fault(("_info", "skip_hash_for_basic_auth"), "expected a boolean")
+        self._skip_hash = skip_hash is True
         defaults = info.get("defaults")
         if defaults is not None:
-            self._defaults = self._record(defaults, ("_info", "defaults"), {"service", "route", "upstream", "target"})
+            path: Path = ("_info", "defaults")
+            self._defaults = self._record(defaults, path, {"service", "route", "upstream", "target"})
+            for kind, fields in self._defaults.items():
+                if not isinstance(fields, Mapping | None):
+                    self._fault((*path, str(kind)), "expected a record")
         return info
 
     def _tags(self, info: Mapping[str, Any], given: tuple[str, ...]) -> tuple[str, ...]:
@@ -215,8 +222,8 @@ class _Reader:
             self._suggest_nested(item, shape.fields)
         if self._skip_hash and "skip_hash" in shape.row.model.shorthands:
             body["skip_hash"] = True
-        if "tags" in body and not isinstance(body["tags"], (list, NoneType)):
-            self._fault((*path, "tags"), "expected a set")
+        if body.get("tags") is not None and not self._are_texts(body["tags"]):
+            self._fault((*path, "tags"), "expected a set of strings")
         if shape.expands:
             _expand(shape.row, body)
         self._items.append(item)
@@ -226,6 +233,10 @@ class _Reader:
                 self._links(child, value, (*path, key), name, item, link)
             else:
                 self._entities(child, value, (*path, key), (name, item))
+
+    @staticmethod
+    def _are_texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
     def _links(self, row: EntityType, value: Any, path: Path, name: str, holder: Item, link: str) -> None:
         """What only joins two others: an entry names the other one, and says nothing of itself."""
@@ -268,13 +279,17 @@ class _Reader:
         shared_name = item.body.pop("_config", None)
         if shared_name is None:
             return
-        shared = self._plugin_configs.get(shared_name)
+        shared = self._plugin_configs.get(shared_name) if isinstance(shared_name, str) else None
         if not isinstance(shared, Mapping):
             suggestion = nearest(str(shared_name), self._plugin_configs)
             hint = f" (did you mean '{suggestion}'?)" if suggestion else ""
             self._fault((*item.path, "_config"), f"no entry '{shared_name}' in _plugin_configs{hint}")
             return
-        item.body["config"] = _deep_merge(shared, item.body.get("config") or {})
+        own = item.body.get("config") or {}
+        if not isinstance(own, Mapping):
+            self._fault((*item.path, "config"), "expected a record")
+            return
+        item.body["config"] = _deep_merge(shared, own)
 
     def _fill_defaults(self, item: Item) -> None:
         defaults = self._defaults.get(item.type.kind)
@@ -319,6 +334,8 @@ def _expand(row: EntityType, body: dict[str, Any]) -> None:
     """Put real fields in the place of shorthands; one of the wrong type is left for the schema to refuse."""
     if (expanded := row.model.expand(body)) is not body:
         body.update(expanded)
+        for key in [key for key, value in expanded.items() if value is None]:
+            del body[key]  # as a file says that there is none
     for key in row.model.shorthands:
         if isinstance(body.get(key), str):
             body.pop(key)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import uuid
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -25,7 +24,7 @@ from pydantic import (
 )
 
 from gateway_schema import defaults
-from gateway_schema.base import Protocol, Record, Secret
+from gateway_schema.base import Protocol, Record, SecretText, Text, canonical_id, is_address
 from gateway_schema.expressions import ExpressionError, check_expression
 from gateway_schema.patterns import PatternError, compile_path
 from gateway_schema.violations import FieldFaults
@@ -34,11 +33,12 @@ Timeout = Annotated[int, Field(ge=1, le=2_147_483_646)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Priority = Annotated[int, Field(ge=0, le=2**46 - 1)]
 
-_NAME = re.compile(r"^[A-Za-z0-9._~\-\u0080-\U0010ffff]+$")
-_TAG = re.compile(r"^[ -+\--.0-~\u0080-\U0010ffff]+$")
-_METHOD = re.compile(r"^[A-Z]+$")
-_PATH = re.compile(r"^/[A-Za-z0-9\-._~!$&'()*+,;=:@/%]*$")
-_HOST = re.compile(r"^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?(\.\*)?(:\d{1,5})?$")
+_NAME = re.compile(r"[A-Za-z0-9._~\-\u0080-\U0010ffff]+")
+_TAG = re.compile(r"[ -+\--.0-~\u0080-\U0010ffff]+")
+_METHOD = re.compile(r"[A-Z]+")
+_PATH = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,;=:@/%]*")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?(\.\*)?(:[0-9]{1,5})?")
+_SERVICE_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?\.?")
 
 PROTOCOL_FAMILIES = (
     frozenset({"http", "https"}),
@@ -50,14 +50,13 @@ PROTOCOL_FAMILIES = (
 
 
 def _check_id(value: str) -> str:
-    try:
-        return str(uuid.UUID(value))
-    except ValueError:
-        raise ValueError("expected a valid UUID") from None
+    if (entity_id := canonical_id(value)) is None:
+        raise ValueError("expected a valid UUID")
+    return entity_id
 
 
 def _check_name(value: str) -> str:
-    if not _NAME.match(value):
+    if not _NAME.fullmatch(value):
         raise ValueError(f"invalid value '{value}': it must only contain letters, digits, '.', '-', '_', '~' or UTF-8")
     return value
 
@@ -65,7 +64,7 @@ def _check_name(value: str) -> str:
 def check_tags(tags: list[str]) -> list[str]:
     """Each tag once. Raises ValueError for one that Kong would refuse."""
     for tag in tags:
-        if not _TAG.match(tag):
+        if not _TAG.fullmatch(tag):
             raise ValueError(
                 f"invalid tag '{tag}': expected printable ascii (except `,` and `/`) or valid utf-8 sequences"
             )
@@ -77,7 +76,7 @@ def _check_path(value: str) -> str:
         raise ValueError("should start with: /")
     if "//" in value:
         raise ValueError("must not have empty segments")
-    if not _PATH.match(value) or re.search(r"%(?![0-9A-Fa-f]{2})", value):
+    if not _PATH.fullmatch(value) or re.search(r"%(?![0-9A-Fa-f]{2})", value):
         raise ValueError(f"invalid path: '{value}' (characters outside of RFC 3986, or a broken percent-encoding)")
     return value
 
@@ -95,25 +94,25 @@ def _check_route_path(value: str) -> str:
 
 
 def _check_host(value: str) -> str:
-    if not _HOST.match(value) or value.count("*") > 1:
+    if not _HOST.fullmatch(value) or value.count("*") > 1:
         raise ValueError(f"invalid value: {value} (a host name, with one '*' at its start or end at the most)")
     return value
 
 
 def _check_service_host(value: str) -> str:
-    if value.startswith("["):
+    if value.startswith("[") and value.endswith("]") and is_address(value[1:-1]):
         return value
     if ":" in value and value.count(":") == 1:
         raise ValueError("must not have a port")
     if not value:
         raise ValueError("must not be empty; a url names scheme and host, such as http://service.test:8080/path")
-    if "/" in value or " " in value:
-        raise ValueError(f"invalid value: {value}")
+    if not (is_address(value) or _SERVICE_HOST.fullmatch(value)):
+        raise ValueError(f"invalid value: {value} (a host name or an IP address)")
     return value
 
 
 def _check_method(value: str) -> str:
-    if not _METHOD.match(value):
+    if not _METHOD.fullmatch(value):
         raise ValueError(f"invalid value: {value} (a method in capital letters, such as GET)")
     return value
 
@@ -246,14 +245,12 @@ def _split_url(url: str) -> Mapping[str, Any]:
     if port is None:
         port = 443 if protocol == "https" else 80
     host = parts.hostname
-    expanded: dict[str, Any] = {
+    return {
         "protocol": protocol,
         "host": f"[{host}]" if ":" in host else host,
         "port": port,
+        "path": parts.path or None,
     }
-    if parts.path:
-        expanded["path"] = parts.path
-    return expanded
 
 
 _CRITERIA = ("methods", "hosts", "paths", "headers", "snis", "sources", "destinations")
@@ -300,7 +297,7 @@ class Route(Entity):
     expression: Annotated[str, AfterValidator(_check_expression)] | None = None
     priority: Priority | None = None
     https_redirect_status_code: Literal[426, 301, 302, 307, 308] = 426
-    regex_priority: int = 0
+    regex_priority: Annotated[int, Field(ge=-(2**53), le=2**53)] = 0
     strip_path: bool = True
     path_handling: Literal["v0", "v1"] = "v0"
     preserve_host: bool = False
@@ -378,8 +375,8 @@ class Route(Entity):
 class Consumer(Entity):
     """Who calls the gateway."""
 
-    username: str | None = None
-    custom_id: str | None = None
+    username: Text | None = None
+    custom_id: Text | None = None
     updated_at: int | None = None
 
     @model_validator(mode="after")
@@ -407,7 +404,7 @@ class KeyAuthCredential(Entity):
     """A key by which a consumer is known to key-auth."""
 
     consumer: Reference
-    key: Secret | None = None
+    key: SecretText | None = None
     ttl: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
 
 

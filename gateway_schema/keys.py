@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import orjson
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from gateway_schema.base import Record, Referenceable, Secret
+from gateway_schema.base import Record, Referenceable, Secret, Text
 from gateway_schema.entities import Entity, Name, Reference
 from gateway_schema.violations import FieldFaults
 
@@ -63,7 +63,7 @@ class Key(Entity):
     """A key, as a JWK (JSON text) or in PEM."""
 
     name: Name | None = None
-    kid: Annotated[str, Field(min_length=1)]
+    kid: Text
     jwk: Secret | None = None
     pem: PemPair | None = None
     set: Reference | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from gateway_schema.base import Record, Referenceable, Secret
+from gateway_schema.base import Number, Record, Referenceable, Secret
 from gateway_schema.entities import Entity
 
 VaultType = Literal["env", "aws", "gcp", "azure", "hcv", "conjur", "konnect"]
@@ -27,13 +27,13 @@ HcvAuthMethod = Literal[
     "gcp_iam",
 ]
 
-_PREFIX = re.compile(r"^[a-z][a-z0-9-]*[a-z0-9]+$")
+_PREFIX = re.compile(r"[a-z][a-z0-9-]*[a-z0-9]+")
 
-Seconds = Annotated[int | float, Field(ge=0)]
+Seconds = Annotated[Number, Field(ge=0, le=2**53)]
 
 
 def _check_prefix(value: str) -> str:
-    if not _PREFIX.match(value):
+    if not _PREFIX.fullmatch(value):
         raise ValueError(f"invalid value: {value}")
     if value in VAULT_TYPES:
         raise ValueError(f"must not be one of: {', '.join(VAULT_TYPES)}")
@@ -132,5 +132,5 @@ class Vault(Entity):
     prefix: Annotated[str, AfterValidator(_check_prefix)]
     name: VaultType
     description: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] | None = None
     updated_at: int | None = None

@@ -33,7 +33,7 @@ ORGANIZATION_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "urn:tandem:organization"))
 REGION = "local"
 _NAME_TAKEN = "Control Plane with provided name already exists."
 _RESERVED = ("kong", "konnect", "mesh", "kic", "_")
-_LABEL_VALUE = re.compile(r"^[a-z0-9A-Z]([a-z0-9A-Z\-._]*[a-z0-9A-Z])?$")
+_LABEL_VALUE = re.compile(r"[a-z0-9A-Z]([a-z0-9A-Z\-._]*[a-z0-9A-Z])?")
 
 ClusterType = Literal[
     "CLUSTER_TYPE_CONTROL_PLANE",
@@ -52,7 +52,7 @@ def _check_labels(labels: dict[str, str | None]) -> dict[str, str | None]:
             raise ValueError(
                 f"label '{key}': keys have 1 to 63 characters and do not start with {', '.join(_RESERVED)}"
             )
-        if value is not None and not (len(value) <= 63 and _LABEL_VALUE.match(value)):
+        if value is not None and not (len(value) <= 63 and _LABEL_VALUE.fullmatch(value)):
             raise ValueError(
                 f"label '{key}': values have 1 to 63 letters, digits, '-', '_', '.', no sign at either end"
             )

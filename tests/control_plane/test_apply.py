@@ -15,6 +15,7 @@ import pytest
 from control_plane.holdings import Holdings
 from gateway_schema.document import hash_of
 from tests.control_plane.client import Client, running_client
+from tests.pems import certificate_pem, private_pem
 from tests.thorough import times
 
 RECIPE: dict[str, Any] = {
@@ -250,6 +251,33 @@ def random_document(rng: random.Random) -> dict[str, Any]:
             for number in rng.sample(range(4), rng.randint(0, 4))
         ],
         "plugins": plugins(),
+        **random_rest(rng),
+    }
+
+
+def random_rest(rng: random.Random) -> dict[str, Any]:
+    """Kinds of which only the id is unique, or something of more than one field."""
+    names = [f"{name}.test" for name in "abcdef"]
+    rng.shuffle(names)
+    return {
+        "certificates": [
+            {
+                "id": f"20000000-0000-4000-8000-00000000000{number}",
+                "cert": certificate_pem(f"site-{number}"),
+                "key": private_pem(f"site-{number}"),
+                "snis": [{"name": names.pop()} for _ in range(rng.randint(0, 2))],
+            }
+            for number in rng.sample(range(3), rng.randint(0, 3))
+        ],
+        "upstreams": [
+            {"name": f"u{number}", "targets": [{"target": target} for target in rng.sample(["a", "b:1", "::1"], 2)]}
+            for number in rng.sample(range(3), rng.randint(0, 3))
+        ],
+        "vaults": [
+            {"prefix": f"v-{number}", "name": "env", **rng.choice([{}, {"config": {"prefix": "X_", "ttl": None}}])}
+            for number in rng.sample(range(3), rng.randint(0, 3))
+        ],
+        "consumer_groups": [{"name": f"g{number}"} for number in rng.sample(range(3), rng.randint(0, 3))],
     }
 
 

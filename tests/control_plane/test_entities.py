@@ -29,6 +29,7 @@ class Case:
     """One that is asked for by itself comes with what belongs to it."""
 
 
+SOME_ID = "0a000000-0000-4000-8000-0000000000aa"
 SITE = ("certificates", {"cert": certificate_pem("site"), "key": private_pem("site")})
 CALLER = (("consumer", "consumers", {"username": "c"}),)
 
@@ -205,6 +206,30 @@ async def test_the_url_shorthand_is_expanded_and_not_shown(client: Client) -> No
     service = await client.call("POST", "services", {"url": "https://a.test/x"}, 201)
     assert (service["protocol"], service["host"], service["port"], service["path"]) == ("https", "a.test", 443, "/x")
     assert "url" not in service
+
+
+async def test_a_url_says_all_four_parts_the_path_too(client: Client) -> None:
+    made = await client.call("POST", "services", {"name": "s", "url": "http://h/old"}, 201)
+    assert made["path"] == "/old"
+    moved = await client.call("PATCH", "services/s", {"url": "http://h2"})
+    assert (moved["host"], moved["path"]) == ("h2", None)
+    other = await client.call("POST", "services", {"name": "t", "url": "http://h", "path": "/kept"}, 201)
+    assert other["path"] is None
+
+
+@pytest.mark.parametrize("collection", ["certificates", "acls", "ca_certificates"])
+async def test_put_under_what_is_no_id_is_refused_where_there_is_no_other_key(client: Client, collection: str) -> None:
+    fault = await client.call("PUT", f"{collection}/not-a-uuid", {}, 400)
+    assert (fault["code"], fault["name"]) == (1, "invalid primary key")
+
+
+@pytest.mark.parametrize("text", [SOME_ID.replace("-", ""), f"{{{SOME_ID}}}", f"urn:uuid:{SOME_ID}"])
+async def test_an_id_has_one_spelling(client: Client, text: str) -> None:
+    """Another one would be stored, and never found again."""
+    await client.call("POST", "consumers", {"username": "c", "id": text}, 400)
+    document = {"_format_version": "3.0", "consumers": [{"username": "c", "id": text}]}
+    fault = await client.apply(document, expect=400)
+    assert "expected a valid UUID" in str(fault)
 
 
 async def test_a_plugins_configuration_is_complete_with_nulls(client: Client) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from gateway_schema.registry import ENTITY_TYPES
 from tests.control_plane.client import Client
 from tests.control_plane.everything import CERTIFICATE, KINDS, everything
@@ -44,7 +46,11 @@ async def test_a_dump_stands_where_deck_expects_it(client: Client) -> None:
     assert (both["service"], both["consumer_group"]) == ("billing", "gold")
     assert both["partials"] == [{"name": "cache", "path": "config"}]
     assert "cert_digest" not in dumped["ca_certificates"][0]
-    assert {target["target"] for target in dumped["upstreams"][0]["targets"]} >= {"a.test:8080", "[::1]:9000"}
+    assert {target["target"] for target in dumped["upstreams"][0]["targets"]} >= {
+        "a.test:8080",
+        "b.test:8000",
+        "[0000:0000:0000:0000:0000:0000:0000:0001]:9000",
+    }
 
 
 async def test_a_dump_applies_to_another_control_plane(client: Client) -> None:
@@ -64,6 +70,59 @@ async def test_a_document_without_them_deletes_all_of_them(client: Client) -> No
     emptied = await client.apply({"_format_version": "3.0"}, force=True)
     assert emptied["plan"]["summary"]["deleting"] == emptied["plan"]["summary"]["total"] > len(KINDS)
     assert (await client.dump()) == {"_format_version": "3.0", "_konnect": {"control_plane_name": "first"}}
+
+
+@pytest.mark.parametrize("missing", [key for key in everything() if key != "_format_version"])
+async def test_a_list_goes_while_something_else_comes(client: Client, missing: str) -> None:
+    """Values that are unique are freed before others are written: there is not one in every kind."""
+    document = everything()
+    await client.apply(document)
+    without = {key: value for key, value in _without_references(document).items() if key != missing}
+    without["vaults"] = [*without.get("vaults", []), {"prefix": "another", "name": "env"}]
+    plan = (await client.apply(without, force=True))["plan"]["summary"]
+    assert plan["deleting"] > 0
+    assert plan["creating"] == 1
+    assert (await client.apply(without, commit=False))["plan"]["summary"] == NOTHING
+
+
+def _without_references(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without what refers from one list to another."""
+    for group in document["consumer_groups"]:
+        group.pop("consumers", None)
+    for consumer in document["consumers"]:
+        for key in ("groups", "mtls_auth_credentials"):
+            consumer.pop(key, None)
+    for service in document["services"]:
+        for key in ("client_certificate", "ca_certificates"):
+            service.pop(key, None)
+    for key in document["keys"]:
+        key.pop("set")
+    document["plugins"].pop()
+    return document
+
+
+async def test_a_masked_password_is_refused_wherever_it_comes_in(client: Client) -> None:
+    masked = {"consumers": [{"username": "c", "basicauth_credentials": [{"username": "u", "password": "[masked]"}]}]}
+    await client.apply({"_format_version": "3.0", **masked}, expect=400)
+    await client.call("POST", "consumers", {"username": "c"}, 201)
+    body = {"username": "u", "password": "[masked]"}
+    await client.call("POST", "consumers/c/basic-auth", body, 400)
+
+
+async def test_a_vault_is_shown_as_it_was_written(client: Client) -> None:
+    """decK takes what is filled in, or left out, for a difference, and cannot say an empty record."""
+    vaults = [
+        {"prefix": "bare", "name": "env"},
+        {"prefix": "nulled", "name": "env", "config": {"prefix": "X_", "ttl": None}},
+    ]
+    await client.apply({"_format_version": "3.0", "vaults": vaults})
+    assert [(await client.get(f"vaults/{vault['prefix']}"))["config"] for vault in vaults] == [
+        None,
+        {"prefix": "X_", "ttl": None},
+    ]
+    dumped = await client.dump()
+    assert dumped["vaults"] == vaults
+    assert (await client.apply(dumped))["plan"]["summary"] == NOTHING
 
 
 async def test_memberships_said_from_both_ends_are_one(client: Client) -> None:

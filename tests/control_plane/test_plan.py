@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -16,6 +17,8 @@ from control_plane.planned import Plan
 from control_plane.snapshot import build
 from gateway_schema.document import Document, canonical, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
+from gateway_schema.violations import SchemaViolation
+from tests.control_plane.everything import everything
 from tests.thorough import times
 
 ID = "11111111-1111-4111-8111-11111111111{}"
@@ -409,3 +412,35 @@ def test_a_snapshot_is_the_canonical_document(document: dict[str, Any]) -> None:
     assert snapshot.payload == canonical("cp", entities)
     loaded = Document.load(snapshot.payload)
     assert sum(len(loaded.of(name)) for name in ENTITY_TYPES) == len(list(world.holdings.all()))
+
+
+ODD: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["", "x\n", "\x00", "\ud800", 2**64, "[masked]", "{vault://a/b}", ID.format(1)]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a document below its top."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [place for key, item in entries for place in places(item, (*path, key))]
+    return [path, *found] if path else found
+
+
+@settings(max_examples=times(150, 10_000), deadline=None)
+@given(data=st.data(), odd=ODD, tags=st.sampled_from([(), ("team",)]))
+def test_whatever_stands_in_a_document_is_taken_or_refused(data: Any, odd: Any, tags: tuple[str, ...]) -> None:
+    document = everything()
+    *outer, last = data.draw(st.sampled_from(places(document)))
+    holder = document
+    for key in outer:
+        holder = holder[key]
+    holder[last] = odd
+    with contextlib.suppress(SchemaViolation, DocumentRefused):
+        World().plan(document, tags=tags)

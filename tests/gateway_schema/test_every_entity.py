@@ -117,6 +117,26 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"filters": [{"name": "f"}]},
         "exactly one of these fields must be non-empty: 'service', 'route'",
     ),
+    ("services", {"host": "h\n"}, "host: invalid value: h"),
+    ("services", {"host": "h?x#y@z"}, "host: invalid value: h?x#y@z (a host name or an IP address)"),
+    ("services", {"host": "[::1"}, "host: invalid value"),
+    ("services", {"host": "h", "name": "abc\n"}, "name: invalid value"),
+    ("services", {"host": "h", "path": "/p\n"}, "path: invalid path"),
+    ("services", {"host": "h", "tags": ["t\n"]}, "tags: invalid tag"),
+    ("routes", {"methods": ["GET\n"]}, "methods[0]: invalid value"),
+    ("routes", {"hosts": ["a.test\n"]}, "hosts[0]: invalid value"),
+    ("routes", {"paths": ["/a\n"]}, "paths[0]: invalid path"),
+    ("routes", {"paths": ["/a"], "regex_priority": 2**63}, "regex_priority: value should be between"),
+    ("consumer_groups", {"name": "gold\n"}, "name: invalid value"),
+    ("consumers", {"username": "", "custom_id": "c"}, "username: length must be at least 1"),
+    ("keyauth_credentials", {**CALLER, "key": ""}, "key: length must be at least 1"),
+    ("jwt_secrets", {**CALLER, "key": ""}, "key: length must be at least 1"),
+    ("hmacauth_credentials", {**CALLER, "username": "u", "secret": ""}, "secret: length must be at least 1"),
+    ("upstreams", {"name": "u\n"}, "name: Invalid name"),
+    ("upstreams", {"name": "u", "host_header": "h\n"}, "host_header: invalid value"),
+    ("upstreams", {"name": "u", "algorithm": ["x"]}, "algorithm: expected"),
+    ("vaults", {"prefix": "aa\n", "name": "env"}, "prefix: invalid value"),
+    ("snis", {"name": "a.test\n", "certificate": ID}, "name: invalid value"),
     ("plugins", {"name": "p", "partials": [{"path": "x"}]}, "partials[0]: at least one of these fields must be non-e"),
 ]
 
@@ -124,6 +144,38 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("kind", "body", "expected"), REFUSED)
 def test_a_fault_is_said_in_kongs_words(kind: str, body: dict[str, Any], expected: str) -> None:
     assert any(fault.startswith(expected) for fault in faults(kind, body)), faults(kind, body)
+
+
+@pytest.mark.parametrize("host", ["a.test", "a_b", "a.test.", "10.0.0.1", "::1", "[::1]"])
+def test_names_and_addresses_are_hosts(host: str) -> None:
+    assert checked("services", {"host": host})["host"] == host
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("a.test", "a.test:8000"),
+        ("a.test:80", "a.test:80"),
+        ("10.0.0.1", "10.0.0.1:8000"),
+        ("::1", "[0000:0000:0000:0000:0000:0000:0000:0001]:8000"),
+        ("[::1]:80", "[0000:0000:0000:0000:0000:0000:0000:0001]:80"),
+        ("2001:DB8::9", "[2001:0db8:0000:0000:0000:0000:0000:0009]:8000"),
+        ("a.test:", "a.test:"),
+        (":80", ":80"),
+    ],
+)
+def test_a_target_has_one_name(written: str, kept: str) -> None:
+    """The one that decK writes; what is none stays, to be refused as it was written."""
+    expand = ENTITY_TYPES["targets"].model.expand
+    assert expand({"target": written})["target"] == kept == expand({"target": kept})["target"]
+
+
+def test_whole_numbers_of_seconds_are_shown_without_a_fraction() -> None:
+    active = {"timeout": 1.0, "healthy": {"interval": 5.0}, "unhealthy": {"interval": 2.5}}
+    shown = checked("upstreams", {"name": "u", "healthchecks": {"active": active, "threshold": 50.0}})["healthchecks"]
+    numbers = [shown["active"]["timeout"], shown["active"]["healthy"]["interval"], shown["threshold"]]
+    assert [repr(number) for number in numbers] == ["1", "5", "50"]
+    assert shown["active"]["unhealthy"]["interval"] == 2.5
 
 
 def test_an_upstream_is_shown_with_its_whole_health_checks() -> None:
