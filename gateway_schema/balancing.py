@@ -200,7 +200,10 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 class Target(Entity):
-    """An address behind an upstream: a host or an address with its port, and its share of the requests."""
+    """An address behind an upstream: a host or an address with its port, and its share of the requests.
+
+    A host stays as it was written, because decK compares it so; without a port it means DEFAULT_TARGET_PORT.
+    """
 
     upstream: Reference
     target: Annotated[str, AfterValidator(_check_target)]
@@ -211,17 +214,15 @@ class Target(Entity):
 
     @classmethod
     def expand(cls, written: dict[str, Any]) -> dict[str, Any]:
-        """The text as decK writes it, so that one target has one name: with a port, IPv6 in eight groups of four."""
+        """IPv6 as decK writes it, whatever its file says: eight groups of four and a port."""
         target = written.get("target")
-        kept = _with_port(target) if isinstance(target, str) else target
+        kept = _spelt_out(target) if isinstance(target, str) else target
         return written if kept == target else {**written, "target": kept}
 
 
-def _with_port(target: str) -> str:
-    """What is no target stays as it is, to be refused."""
+def _spelt_out(target: str) -> str:
+    """What is no IPv6 address with or without a port stays as it is."""
     host, port = split_target(target)
-    if not host or target.endswith(":"):
+    if not (host.startswith("[") and is_address(host[1:-1])) or target.endswith(":"):
         return target
-    if host.startswith("[") and is_address(host[1:-1]):
-        host = f"[{ipaddress.ip_address(host[1:-1]).exploded}]"
-    return f"{host}:{port or DEFAULT_TARGET_PORT}"
+    return f"[{ipaddress.ip_address(host[1:-1]).exploded}]:{port or DEFAULT_TARGET_PORT}"

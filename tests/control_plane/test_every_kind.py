@@ -48,7 +48,7 @@ async def test_a_dump_stands_where_deck_expects_it(client: Client) -> None:
     assert "cert_digest" not in dumped["ca_certificates"][0]
     assert {target["target"] for target in dumped["upstreams"][0]["targets"]} >= {
         "a.test:8080",
-        "b.test:8000",
+        "b.test",
         "[0000:0000:0000:0000:0000:0000:0000:0001]:9000",
     }
 

@@ -154,18 +154,18 @@ def test_names_and_addresses_are_hosts(host: str) -> None:
 @pytest.mark.parametrize(
     ("written", "kept"),
     [
-        ("a.test", "a.test:8000"),
+        ("a.test", "a.test"),
         ("a.test:80", "a.test:80"),
-        ("10.0.0.1", "10.0.0.1:8000"),
+        ("10.0.0.1", "10.0.0.1"),
         ("::1", "[0000:0000:0000:0000:0000:0000:0000:0001]:8000"),
         ("[::1]:80", "[0000:0000:0000:0000:0000:0000:0000:0001]:80"),
         ("2001:DB8::9", "[2001:0db8:0000:0000:0000:0000:0000:0009]:8000"),
-        ("a.test:", "a.test:"),
-        (":80", ":80"),
+        ("[::1]:", "[::1]:"),
+        ("[a.test]:80", "[a.test]:80"),
     ],
 )
-def test_a_target_has_one_name(written: str, kept: str) -> None:
-    """The one that decK writes; what is none stays, to be refused as it was written."""
+def test_a_target_is_kept_as_deck_writes_it(written: str, kept: str) -> None:
+    """What is none stays, to be refused as it was written."""
     expand = ENTITY_TYPES["targets"].model.expand
     assert expand({"target": written})["target"] == kept == expand({"target": kept})["target"]
 
