@@ -91,6 +91,18 @@ async def test_what_a_plan_makes_its_own_may_have_become_so_meanwhile(client: Cl
     assert [consumer["username"] for consumer in (await client.get("consumers"))["data"]] == ["y"]
 
 
+async def test_a_plan_that_changes_nothing_is_kept_shown_and_applied_as_any_other(client: Client) -> None:
+    await client.apply(services("s"))
+    saved = await save(client, services("s"))
+    nothing = {"creating": [], "updating": [], "deleting": []}
+    assert saved["plan"]["changes"] == nothing
+    assert (await look(client, saved))["plan"] == saved["plan"]
+    done = await carry_out(client, saved)
+    assert (done["plan"]["changes"], done["version"]) == (nothing, saved["version"])
+    assert "applied already" in (await carry_out(client, saved, 409))["message"]
+    assert (await look(client, saved))["plan"] is None
+
+
 async def test_adoption_and_ownership_are_part_of_a_saved_plan(client: Client) -> None:
     await client.apply(services("s"), select_tags=["a"])
     await save(client, services("s"), 400, select_tags=["b"])
