@@ -75,9 +75,10 @@ class Undertaking:
         if plan:
             changes = Changes(plan.creates, plan.updates, plan.deletes)
             await audit.record_changes(self.session, self.caller, self.control_plane_id, changes)
-        new = {(row.type.name, row.id): owner for row, owner in plan.assigned}
+        new = {(row.type.name, row.id): NOBODY for row in plan.deletes}
+        new |= {(row.type.name, row.id): owner for row, owner in plan.assigned}
         for row, owner in plan.adopted:
-            moved = {"from": sorted(owner), "to": sorted(new.get((row.type.name, row.id), NOBODY))}
+            moved = {"from": sorted(owner), "to": sorted(new.get((row.type.name, row.id), owner))}
             what = (row.type.name, row.id, audit.label(row))
             await audit.record(
                 self.session, self.caller, "adopt", *what, control_plane_id=self.control_plane_id, details=moved
