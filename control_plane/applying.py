@@ -20,7 +20,7 @@ from control_plane.history import State
 from control_plane.holdings import Holdings
 from control_plane.ownership import NOBODY, Owners
 from control_plane.planned import Plan
-from control_plane.repository import Repository
+from control_plane.repository import Repository, check_may_hold_entities
 
 if TYPE_CHECKING:
     from control_plane.auth import Principal
@@ -89,10 +89,12 @@ class Undertaking:
 async def undertaking(
     plane: ControlPlane, control_plane_id: str, caller: Principal, *, commit: bool
 ) -> AsyncIterator[Undertaking]:
-    """The transaction: alone with this control plane when it is for real. Raises NotFound."""
+    """The transaction: alone with this control plane when it is for real. Raises NotFound, and BadRequest when the
+    control plane holds no entities: also who only looks is told what would be."""
     unit_of_work = plane.database.writing if commit else plane.database.reading
     async with unit_of_work() as session:
         control_plane = await find(session, control_plane_id, lock=commit)
+        check_may_hold_entities(control_plane.name, control_plane.cluster_type)
         holdings = await plane.holdings.load(session, control_plane.id, control_plane.config_version)
         owners = await ownership.load(session, control_plane.id)
         yield Undertaking(plane, session, caller, commit, control_plane.name, holdings, owners)
