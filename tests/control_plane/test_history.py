@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import select, update
 from control_plane import history
 from control_plane.history import History
 from control_plane.models import AUDIT_LOG, SNAPSHOTS
+from tests.control_plane.callers import caller
 from tests.control_plane.client import Client, running_client
 
 EMPTY = {"_format_version": "3.0"}
@@ -254,6 +256,39 @@ async def test_a_flurry_of_single_writes_is_one_entry_with_its_authors(
     assert task is not None
     await task
     assert (await snapshots(client))[0]["summary"]["creating"] == 1
+
+
+async def test_an_entry_names_who_wrote_since_the_one_before_it_and_nobody_else(client: Client) -> None:
+    async with caller(client, "read", "write", name="bob") as bob, caller(client, "read", "write", name="eve") as eve:
+        await bob.call("POST", "services", {"name": "before", "host": "x.test"}, 201)
+        await client.apply(services("s"), mode="apply")
+        await eve.call("POST", "services", {"name": "after", "host": "x.test"}, 201)
+        await client.call("PATCH", f"/v2/control-planes/{client.id}", {"description": "no entity"})
+        await client.plane.history.close()
+        assert [entry["author"] for entry in await snapshots(client)] == ["eve", "TANDEM_ADMIN_TOKEN", "bob"]
+
+
+async def test_what_is_written_while_an_entry_is_made_stands_in_the_next(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = client.plane.history._pack
+    began, go_on = threading.Event(), threading.Event()
+
+    def held_up(*given: Any) -> Any:
+        began.set()
+        go_on.wait(20)
+        return pack(*given)
+
+    async with caller(client, "read", "write", name="bob") as bob, caller(client, "read", "write", name="eve") as eve:
+        await bob.call("POST", "services", {"name": "first", "host": "x.test"}, 201)
+        monkeypatch.setattr(client.plane.history, "_pack", held_up)
+        entering = asyncio.create_task(client.plane.history.close())
+        await asyncio.to_thread(began.wait, 20)
+        await eve.call("POST", "services", {"name": "second", "host": "x.test"}, 201)
+        go_on.set()
+        await entering
+        await client.plane.history.close()
+        assert [entry["author"] for entry in await snapshots(client)] == ["eve", "bob"]
 
 
 async def test_the_history_survives_a_restart_and_so_does_the_way_back(tmp_path: Path, database_url: str) -> None:
