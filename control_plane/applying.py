@@ -6,6 +6,7 @@ Whoever writes more than one entity ends here: the atomic apply, a saved plan, a
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from control_plane.history import State
 from control_plane.holdings import Holdings
 from control_plane.ownership import NOBODY, Owners
 from control_plane.planned import Plan
-from control_plane.repository import Repository
+from control_plane.repository import Repository, check_may_hold_entities
 
 if TYPE_CHECKING:
     from control_plane.auth import Principal
@@ -38,8 +39,12 @@ class Undertaking:
     name: str
     holdings: Holdings
     owners: Owners
+    began_us: int
+    """Unix microseconds: what others wrote was written before."""
     written: Holdings | None = None
     """What is held once the transaction has committed, when it wrote something."""
+    written_us: int = 0
+    """Unix microseconds: what others will write comes after."""
     action: str = ""
     plan: Plan = field(default_factory=Plan)
 
@@ -65,6 +70,7 @@ class Undertaking:
             self.written = self.holdings.after(version, changes.puts, changes.deletes)
         await ownership.assign(self.session, self.control_plane_id, plan.assigned)
         await self._leave_lines(plan)
+        self.written_us = time.time_ns() // 1000
 
     async def _leave_lines(self, plan: Plan) -> None:
         """Who did what, for the audit log. Taking over what others own is said entity by entity."""
@@ -75,9 +81,10 @@ class Undertaking:
         if plan:
             changes = Changes(plan.creates, plan.updates, plan.deletes)
             await audit.record_changes(self.session, self.caller, self.control_plane_id, changes)
-        new = {(row.type.name, row.id): owner for row, owner in plan.assigned}
+        new = {(row.type.name, row.id): NOBODY for row in plan.deletes}
+        new |= {(row.type.name, row.id): owner for row, owner in plan.assigned}
         for row, owner in plan.adopted:
-            moved = {"from": sorted(owner), "to": sorted(new.get((row.type.name, row.id), NOBODY))}
+            moved = {"from": sorted(owner), "to": sorted(new.get((row.type.name, row.id), owner))}
             what = (row.type.name, row.id, audit.label(row))
             await audit.record(
                 self.session, self.caller, "adopt", *what, control_plane_id=self.control_plane_id, details=moved
@@ -88,13 +95,16 @@ class Undertaking:
 async def undertaking(
     plane: ControlPlane, control_plane_id: str, caller: Principal, *, commit: bool
 ) -> AsyncIterator[Undertaking]:
-    """The transaction: alone with this control plane when it is for real. Raises NotFound."""
+    """The transaction: alone with this control plane when it is for real. Raises NotFound, and BadRequest when the
+    control plane holds no entities: also who only looks is told what would be."""
     unit_of_work = plane.database.writing if commit else plane.database.reading
     async with unit_of_work() as session:
         control_plane = await find(session, control_plane_id, lock=commit)
+        began_us = time.time_ns() // 1000
+        check_may_hold_entities(control_plane.name, control_plane.cluster_type)
         holdings = await plane.holdings.load(session, control_plane.id, control_plane.config_version)
         owners = await ownership.load(session, control_plane.id)
-        yield Undertaking(plane, session, caller, commit, control_plane.name, holdings, owners)
+        yield Undertaking(plane, session, caller, commit, control_plane.name, holdings, owners, began_us)
 
 
 async def publish(done: Undertaking) -> dict[str, Any]:
@@ -105,8 +115,8 @@ async def publish(done: Undertaking) -> dict[str, Any]:
     version = done.written.version if done.written is not None else None
     snapshot = await plane.snapshots.refresh(done.control_plane_id, version)
     if done.written is not None:
-        before = State(done.holdings, done.owners)
-        after = State(done.written, done.owners.after(done.plan.assigned))
+        before = State(done.holdings, done.owners, done.began_us)
+        after = State(done.written, done.owners.after(done.plan.assigned), done.written_us)
         hash_ = snapshot.hash if snapshot.version == after.version else None
         plane.history.record(before, after, hash_, done.caller.name, done.action)
     return {"committed": done.commit, "version": snapshot.version, "hash": snapshot.hash}

@@ -4,6 +4,9 @@ An apply, a saved plan and a rollback each make an entry of their own. Single wr
 flurries: one that has been quiet for a moment is one entry, with the names that the audit log has for it. Before an
 apply the state it found is entered too, if nobody had entered it: every apply can be rolled back.
 
+An entry bears the time of its last write, not the one at which it was entered: what is written in between belongs to
+the next, and its lines in the audit log are found by that time.
+
 Entries hold rows as they were written, with their owners, so that a way back brings no defaults along. They hold
 secrets, and are encrypted.
 """
@@ -14,11 +17,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import ownership
@@ -52,6 +55,9 @@ class State:
 
     holdings: Holdings
     owners: Owners
+    as_of_us: int = 0
+    """Unix microseconds: lines of the audit log up to then tell how it came about, later ones what came after. Needed
+    to enter it."""
 
     @property
     def version(self) -> int:
@@ -188,11 +194,14 @@ class History:
 
     async def _enter_current(self, control_plane_id: str) -> None:
         try:
+            await self.settled(control_plane_id)  # an entry counts from the one before it
             async with self._database.reading() as session:
                 holdings = await self._load(session, control_plane_id)
                 owners = await ownership.load(session, control_plane_id)
+                last = (await session.execute(_last_write(control_plane_id))).first()
             if not await self._knows(control_plane_id, holdings.version):
-                await self._enter(State(holdings, owners), None, None, "changes")
+                state = State(holdings, owners, last.at_us if last is not None else _now_us())
+                await self._enter(state, None, None, "changes")
         except NotFound:
             self._last.pop(control_plane_id, None)  # the control plane was deleted meanwhile
         except Exception:
@@ -203,20 +212,22 @@ class History:
         control_plane_id = state.holdings.control_plane_id
         previous = self._last.get(control_plane_id) or await self._previous(control_plane_id, state.version)
         sealed, hash_, summary = await asyncio.to_thread(self._pack, state, previous, hash_)
-        now = time.time_ns() // 1_000_000
         async with self._database.writing() as session:
+            written_us = state.as_of_us
+            if author is None:
+                author, written_us = await self._authors(session, state)
             values = {
                 "control_plane_id": control_plane_id,
                 "version": state.version,
                 "hash": hash_,
-                "author": author if author is not None else await self._authors(session, control_plane_id),
+                "author": author,
                 "action": action,
-                "created_ms": now,
+                "created_ms": written_us // 1000,
                 "summary": summary,
                 "payload": sealed,
             }
             await insert_rows(session, SNAPSHOTS, [values], overwrite=True)
-            await self._prune(session, control_plane_id, now)
+            await self._prune(session, control_plane_id, _now_us() // 1000)
         self._remember(state)
 
     def _pack(self, state: State, previous: State | None, hash_: str | None) -> tuple[bytes, str, dict[str, int]]:
@@ -230,14 +241,20 @@ class History:
         if known is None or known.version <= state.version:
             self._last[state.holdings.control_plane_id] = state
 
-    async def _authors(self, session: AsyncSession, control_plane_id: str) -> str:
-        """Who wrote since the last entry, as the audit log tells."""
-        newest = select(func.max(SNAPSHOTS.c.created_ms)).where(SNAPSHOTS.c.control_plane_id == control_plane_id)
-        since = (await session.execute(newest)).scalar_one() or 0
-        log = AUDIT_LOG.c
-        names = select(log.principal_name).where(log.control_plane_id == control_plane_id, log.at_us > since * 1000)
-        found = (await session.execute(names.distinct().limit(_MAX_AUTHORS))).scalars()
-        return ", ".join(sorted(found))[:256] or "unknown"
+    async def _authors(self, session: AsyncSession, state: State) -> tuple[str, int]:
+        """Who wrote since the entry before, as the audit log tells, and when last."""
+        control_plane_id = state.holdings.control_plane_id
+        last = (await session.execute(_last_write(control_plane_id, state.as_of_us))).first()
+        if last is None:
+            return "unknown", state.as_of_us
+        earlier = _entries(control_plane_id).where(SNAPSHOTS.c.version < state.version)
+        before = (await session.execute(earlier.order_by(SNAPSHOTS.c.version.desc()).limit(1))).first()
+        since_us = (before.created_ms + 1) * 1000 if before is not None else 0
+        names = _writes((AUDIT_LOG.c.principal_name,), control_plane_id, state.as_of_us)
+        names = names.where(AUDIT_LOG.c.at_us >= since_us).distinct().limit(_MAX_AUTHORS)
+        # Nobody is found where all of it fell into the millisecond of the entry before: then it was who wrote last.
+        found = sorted((await session.execute(names)).scalars()) or [last.principal_name]
+        return ", ".join(found)[:256], last.at_us
 
     async def _prune(self, session: AsyncSession, control_plane_id: str, now: int) -> None:
         mine = SNAPSHOTS.c.control_plane_id == control_plane_id
@@ -287,6 +304,22 @@ class History:
         async with self._database.reading() as session:
             found = await self.entries(session, control_plane_id, version, 1)
             return await self.state(session, control_plane_id, found[0].version) if found else None
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _writes(columns: Sequence[Any], control_plane_id: str, until_us: int | None) -> Any:
+    """The lines of the audit log about entities of a control plane."""
+    log = AUDIT_LOG.c
+    query = select(*columns).where(log.control_plane_id == control_plane_id, log.entity_type.in_(ENTITY_TYPES))
+    return query.where(log.at_us <= until_us) if until_us is not None else query
+
+
+def _last_write(control_plane_id: str, until_us: int | None = None) -> Any:
+    log = AUDIT_LOG.c
+    return _writes((log.principal_name, log.at_us), control_plane_id, until_us).order_by(log.id.desc()).limit(1)
 
 
 def _entries(control_plane_id: str) -> Any:

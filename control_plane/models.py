@@ -48,6 +48,10 @@ metadata = MetaData(
 Id = String(36)
 
 
+GROUP = "CLUSTER_TYPE_CONTROL_PLANE_GROUP"
+"""The type of a control plane that has members instead of entities."""
+
+
 class Base(DeclarativeBase):
     metadata = metadata
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, int: BigInteger}  # noqa: RUF012

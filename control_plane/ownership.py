@@ -45,6 +45,11 @@ class Owners:
         """The owner sets of a kind, by id."""
         return self._known.get(row.name, _NONE)
 
+    def governs(self, tags: OwnerSet, row: Row) -> bool:
+        """Whether a row is in the reach of these select tags: it carries them, or was last written under them. All is
+        in the reach of none."""
+        return not tags or self.of(row) == tags or tags <= set(row.tags)
+
     def after(self, assigned: Iterable[tuple[Row, OwnerSet]]) -> Owners:
         """The owners once a plan's assignments are made."""
         known: dict[str, Mapping[str, OwnerSet]] = dict(self._known)

@@ -20,6 +20,7 @@ from control_plane import audit, content
 from control_plane.auth import Principal
 from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import (
+    BadRequest,
     ForeignKeyMissing,
     ForeignKeyUnresolved,
     InvalidPrimaryKey,
@@ -34,6 +35,7 @@ from control_plane.holdings import NO_CONTROL_PLANE, Row, decoded
 from control_plane.models import (
     ENTITY_TABLES,
     ENTITY_TAGS,
+    GROUP,
     ControlPlane,
     digest_column,
     lookup_columns,
@@ -48,7 +50,7 @@ from gateway_schema.violations import SchemaViolation, Violation
 _CHUNK = 500
 """Ids in one statement: drivers allow some 32,000 parameters, planners like fewer."""
 _EXISTS = select(ControlPlane.id).where(ControlPlane.id == bindparam("id"))
-_LOCK = _EXISTS.with_for_update()
+_LOCK = select(ControlPlane.name, ControlPlane.cluster_type).where(ControlPlane.id == bindparam("id")).with_for_update()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +195,14 @@ class Repository:
     # -- writing one
 
     async def lock(self) -> None:
-        """Be the only writer of this control plane until the transaction ends. Raises NotFound when there is none."""
+        """Be the only writer of this control plane until the transaction ends. Raises NotFound when there is none, and
+        BadRequest when it holds no entities."""
         if self._locked:
             return
-        if (await self._session.execute(_LOCK, {"id": self._control_plane_id})).first() is None:
+        found = (await self._session.execute(_LOCK, {"id": self._control_plane_id})).first()
+        if found is None:
             raise NotFound(NO_CONTROL_PLANE)
+        check_may_hold_entities(*found)
         self._locked = True
 
     async def create(self, row: EntityType, body: Mapping[str, Any], scope: Scope | None = None) -> Row:
@@ -343,6 +348,15 @@ class Repository:
             query = select(table.c.id).where(self._mine(table), table.c[column] == values[column], table.c.id != row.id)
             if (await self._session.execute(query)).first() is not None:
                 raise UniqueTaken(shown_key(row, fields))
+
+
+def check_may_hold_entities(name: str, cluster_type: str) -> None:
+    """Raises BadRequest for a group of control planes."""
+    if cluster_type == GROUP:
+        raise BadRequest(
+            f"the control plane '{name}' is a group ({GROUP}): it has members instead of entities. Write to the member "
+            "that shall hold them"
+        )
 
 
 def as_id(key: str) -> str | None:

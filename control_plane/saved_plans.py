@@ -19,8 +19,8 @@ from control_plane.errors import Conflict, NotFound
 from control_plane.history import State
 from control_plane.holdings import Row
 from control_plane.models import SAVED_PLANS
-from control_plane.ownership import NOBODY, OwnerSet
-from control_plane.planned import Plan
+from control_plane.ownership import NOBODY, OwnerSet, words
+from control_plane.planned import Plan, title
 from control_plane.sealed import seal, unseal
 from control_plane.secrets import Cipher
 from gateway_schema.registry import ENTITY_TYPES
@@ -61,10 +61,14 @@ class SavedPlan:
     def _check(self, plan: Plan, now: State) -> None:
         """Ownership can move without a version, schemas with an upgrade."""
         adopted = {(row.type.name, row.id): owner for row, owner in plan.adopted}
-        for row in [*(before for before, _ in plan.updates), *plan.deletes]:
+        taken = [row for row, _ in plan.assigned]  # also what changes in nothing but its owner
+        for row in [*(before for before, _ in plan.updates), *plan.deletes, *taken]:
             owner = now.owners.of(row)
             if owner not in (NOBODY, self.tags, adopted.get((row.type.name, row.id), NOBODY)):
-                raise Conflict(f"{row.type.kind} {row.id} has another owner since this plan was made; make it again")
+                raise Conflict(
+                    f"{row.type.kind} {title(row, plan.names)} has another owner since this plan was made, "
+                    f"{words(owner)}; make the plan again"
+                )
         for row in [*plan.creates, *(after for _, after in plan.updates)]:
             try:
                 _ = row.complete

@@ -24,13 +24,12 @@ from control_plane.api.paging import Page
 from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal, beyond
 from control_plane.errors import InvalidParameters
-from control_plane.models import ENTITY_TABLES, ControlPlane, ControlPlaneMember, unique_columns
+from control_plane.models import ENTITY_TABLES, GROUP, ControlPlane, ControlPlaneMember, unique_columns
 from control_plane.repository import as_id
 from gateway_schema.registry import ENTITY_TYPES, EntityType
 
 router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["control planes"])
 
-GROUP = "CLUSTER_TYPE_CONTROL_PLANE_GROUP"
 MAX_CONFLICTS = 100
 _MAY_BE_IN_GROUPS = ("CLUSTER_TYPE_CONTROL_PLANE", "CLUSTER_TYPE_K8S_INGRESS_CONTROLLER")
 _LINKS: Any = ControlPlaneMember.__table__

@@ -86,5 +86,5 @@ def _shown(saved: SavedPlan, plan: Plan | None) -> dict[str, Any]:
         "created_at": rfc3339(saved.created_ms),
         "expires_at": rfc3339(saved.expires_ms),
         "applied_version": saved.applied_version,
-        "plan": plan.shown() if plan else None,
+        "plan": plan.shown() if plan is not None else None,
     }

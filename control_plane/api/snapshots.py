@@ -33,8 +33,10 @@ class RollbackRequest(BaseModel):
 
     commit: bool = False
     select_tags: list[str] | None = None
-    """For whom: what other sets own stops the rollback. Without them: whoever owns all that would change."""
+    """For whom: only what carries these tags or was last written under them goes back, and what of it other sets own
+    stops the rollback. Without them all goes back, for whoever owns all that would change."""
     adopt: bool = False
+    """Change also what other sets own."""
     force: bool = False
 
 

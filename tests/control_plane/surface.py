@@ -18,9 +18,8 @@ from typing import Any
 import httpx
 from sqlalchemy import insert
 
-from control_plane.api.memberships import GROUP
 from control_plane.ingest import Ingest, Reporter
-from control_plane.models import Node
+from control_plane.models import GROUP, Node
 from gateway_schema.wire import analytics_pb2
 from tests.control_plane.callers import make_token
 from tests.control_plane.client import Client, running_client

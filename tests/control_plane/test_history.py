@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import select, update
 from control_plane import history
 from control_plane.history import History
 from control_plane.models import AUDIT_LOG, SNAPSHOTS
+from tests.control_plane.callers import caller
 from tests.control_plane.client import Client, running_client
 
 EMPTY = {"_format_version": "3.0"}
@@ -38,6 +40,16 @@ async def snapshots(client: Client, **query: str) -> list[dict[str, Any]]:
 async def rollback(client: Client, version: int, expect: int = 200, **body: Any) -> Any:
     path = f"/v2/control-planes/{client.id}/snapshots/{version}/rollback"
     return await client.call("POST", path, {"commit": True, **body}, expect)
+
+
+async def names(client: Client) -> list[str]:
+    return sorted(entity["name"] for entity in (await client.get("services"))["data"])
+
+
+async def adoptions(client: Client) -> list[Any]:
+    async with client.plane.database.reading() as session:
+        found = select(AUDIT_LOG.c.details).where(AUDIT_LOG.c.action == "adopt").order_by(AUDIT_LOG.c.id)
+        return list((await session.execute(found)).scalars())
 
 
 async def entities(client: Client, kind: str = "services") -> list[Any]:
@@ -116,13 +128,100 @@ async def test_a_rollback_restores_owners_and_stops_before_what_several_sets_own
     await client.apply(services("b", port=81), select_tags=["team-b"])
     refused = await rollback(client, start, 400)
     assert {tuple(error["owner"]) for error in refused["errors"]} == {("team-a",), ("team-b",)}
-    refused = await rollback(client, start, 400, select_tags=["team-a"])
-    assert [error["entity"] for error in refused["errors"]] == ["service b"]
+    assert summary(await rollback(client, start, commit=False, select_tags=["team-a"])) == (0, 1, 0)
     assert summary(await rollback(client, start, adopt=True)) == (0, 2, 0)
     await client.apply(services("a"), 400, select_tags=["team-b"])
-    async with client.plane.database.reading() as session:
-        found = (await session.execute(select(AUDIT_LOG.c.details).where(AUDIT_LOG.c.action == "adopt"))).scalars()
-        assert len(list(found)) == 2
+    kept = [{"from": [team], "to": [team]} for team in ("team-a", "team-b")]
+    assert sorted(await adoptions(client), key=str) == kept
+
+
+async def test_a_rollback_stops_before_it_brings_back_what_others_gave_up(client: Client) -> None:
+    await client.apply(services("b"), select_tags=["b"])
+    start = (await client.apply(services("a"), select_tags=["a"]))["version"]
+    await client.apply(EMPTY, select_tags=["b"])
+    assert summary(await rollback(client, start, commit=False)) == (1, 0, 0)
+    await client.apply(services("a", port=81), select_tags=["a"])
+    refused = await rollback(client, start, 400)
+    assert {error["entity"]: error["owner"] for error in refused["errors"]} == {"service a": ["a"], "service b": ["b"]}
+    (given_up,) = [error for error in refused["errors"] if error["entity"] == "service b"]
+    assert "was owned by the tag 'b'" in given_up["message"]
+    assert await names(client) == ["a"]
+
+
+async def test_with_select_tags_only_what_is_theirs_goes_back(client: Client) -> None:
+    await client.apply(services("a1"), select_tags=["a"])
+    start = (await client.apply(services("b1"), select_tags=["b"]))["version"]
+    await client.apply(EMPTY, select_tags=["b"])
+    latest = await client.apply(services("untagged"), mode="apply")
+    nothing = await rollback(client, start, select_tags=["a"])
+    assert (summary(nothing), nothing["version"]) == ((0, 0, 0), latest["version"])
+    await client.apply(services("a2"), select_tags=["a"])
+    await client.call("POST", "services", {"name": "single", "host": "x.test", "tags": ["a"]}, 201)
+    assert summary(await rollback(client, start, select_tags=["a"])) == (1, 0, 2)
+    assert await names(client) == ["a1", "untagged"]
+    await client.apply(services("a1", port=81), 400, select_tags=["b"])
+    assert summary(await client.apply(services("a1"), select_tags=["a"])) == (0, 0, 0)
+
+
+async def test_with_select_tags_what_carries_them_and_others_own_is_adopted_or_stops_it(client: Client) -> None:
+    start = (await client.apply(services("taken", "gone", tags=["b"]), select_tags=["a"]))["version"]
+    await client.apply(services("taken", tags=["a"], port=81), select_tags=["b"], adopt=True)
+    await client.apply(services("new", tags=["a"]), mode="apply", select_tags=["b"])
+    refused = await rollback(client, start, 400, select_tags=["a"])
+    assert {error["entity"]: error["owner"] for error in refused["errors"]} == {
+        "service new": ["b"],
+        "service taken": ["b"],
+    }
+    assert await names(client) == ["new", "taken"]
+    shown = await rollback(client, start, select_tags=["a"], adopt=True)
+    assert {item["name"]: item["owner"] for item in shown["plan"]["adopting"]} == {"new": ["b"], "taken": ["b"]}
+    assert await names(client) == ["gone", "taken"]
+    assert sorted(await adoptions(client), key=str)[-2:] == [
+        {"from": ["b"], "to": ["a"]},
+        {"from": ["b"], "to": []},
+    ]
+    await client.apply(services("taken", port=82), 400, select_tags=["b"])
+
+
+async def test_with_select_tags_what_is_nobodys_by_now_stays_unless_it_is_adopted(client: Client) -> None:
+    start = (await client.apply(services("s"), select_tags=["a"]))["version"]
+    await client.apply(services("s", port=81), adopt=True)
+    refused = await rollback(client, start, 400, select_tags=["a"])
+    assert "does not carry the tag 'a' any more" in refused["message"]
+    assert summary(await rollback(client, start, select_tags=["a"], adopt=True)) == (0, 1, 0)
+    await client.apply(services("s", port=82), 400, select_tags=["b"])
+
+
+async def test_a_part_that_does_not_fit_to_the_rest_of_today_is_refused_by_entity_and_field(client: Client) -> None:
+    await client.apply(services("shared"), mode="apply")
+    route = {"name": "r", "paths": ["/"], "service": {"name": "shared"}}
+    document = {**services("mine"), "routes": [route]}
+    start = (await client.apply(document, select_tags=["a"]))["version"]
+    await client.apply(
+        {**EMPTY, "upstreams": [{"name": "u"}], "services": services("fresh")["services"]}, select_tags=["a"]
+    )
+    await client.call("DELETE", "services/shared", expect=204)
+    await client.call("PUT", "services/mine", {"host": "x.test"})
+    await client.call("PUT", "services/fresh/routes/child", {"paths": ["/c"]})
+    refused = await rollback(client, start, 400, select_tags=["a"])
+    told = {(error["entity"], error["field"]): error["message"] for error in refused["errors"]}
+    assert set(told) == {("route r", "service"), ("service mine", "name"), ("service fresh", "")}
+    assert "there is no service 'shared' with the id" in told["route r", "service"]
+    assert "is taken by service 'mine'" in told["service mine", "name"]
+    assert "route child refers to it" in told["service fresh", ""]
+    assert await names(client) == ["fresh", "mine"]
+
+
+async def test_what_joins_two_others_comes_and_goes_with_them(client: Client) -> None:
+    await client.apply({**EMPTY, "consumer_groups": [{"name": "gold"}]}, mode="apply")
+    await client.apply({**EMPTY, "consumers": [{"username": "bob"}]}, select_tags=["a"])
+    await client.call("POST", "consumer_groups/gold/consumers", {"consumer": "bob"}, 201)
+    start = (await client.apply(services("first"), mode="apply"))["version"]
+    await client.apply({**EMPTY, "consumers": [{"username": "eve"}]}, select_tags=["a"])
+    await client.call("POST", "consumer_groups/gold/consumers", {"consumer": "eve"}, 201)
+    assert summary(await rollback(client, start, select_tags=["a"])) == (2, 0, 2)
+    members = (await client.get("consumer_groups/gold"))["consumers"]
+    assert [member["username"] for member in members] == ["bob"]
 
 
 async def test_an_alarming_rollback_asks_for_force(client: Client) -> None:
@@ -157,6 +256,39 @@ async def test_a_flurry_of_single_writes_is_one_entry_with_its_authors(
     assert task is not None
     await task
     assert (await snapshots(client))[0]["summary"]["creating"] == 1
+
+
+async def test_an_entry_names_who_wrote_since_the_one_before_it_and_nobody_else(client: Client) -> None:
+    async with caller(client, "read", "write", name="bob") as bob, caller(client, "read", "write", name="eve") as eve:
+        await bob.call("POST", "services", {"name": "before", "host": "x.test"}, 201)
+        await client.apply(services("s"), mode="apply")
+        await eve.call("POST", "services", {"name": "after", "host": "x.test"}, 201)
+        await client.call("PATCH", f"/v2/control-planes/{client.id}", {"description": "no entity"})
+        await client.plane.history.close()
+        assert [entry["author"] for entry in await snapshots(client)] == ["eve", "TANDEM_ADMIN_TOKEN", "bob"]
+
+
+async def test_what_is_written_while_an_entry_is_made_stands_in_the_next(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = client.plane.history._pack
+    began, go_on = threading.Event(), threading.Event()
+
+    def held_up(*given: Any) -> Any:
+        began.set()
+        go_on.wait(20)
+        return pack(*given)
+
+    async with caller(client, "read", "write", name="bob") as bob, caller(client, "read", "write", name="eve") as eve:
+        await bob.call("POST", "services", {"name": "first", "host": "x.test"}, 201)
+        monkeypatch.setattr(client.plane.history, "_pack", held_up)
+        entering = asyncio.create_task(client.plane.history.close())
+        await asyncio.to_thread(began.wait, 20)
+        await eve.call("POST", "services", {"name": "second", "host": "x.test"}, 201)
+        go_on.set()
+        await entering
+        await client.plane.history.close()
+        assert [entry["author"] for entry in await snapshots(client)] == ["eve", "bob"]
 
 
 async def test_the_history_survives_a_restart_and_so_does_the_way_back(tmp_path: Path, database_url: str) -> None:

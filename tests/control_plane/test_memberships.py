@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.memberships import GROUP
+from control_plane.models import GROUP
 from tests.control_plane.callers import caller
 from tests.control_plane.client import Client
 
@@ -98,3 +98,39 @@ async def test_a_change_of_members_has_its_line(client: Client) -> None:
     path = await group_of(client, client.id)
     (line,) = (await client.get("/v2/audit-logs", {"entity_id": path.rpartition("/")[2], "action": "update"}))["data"]
     assert line["details"] == {"members": 1}
+
+
+async def test_a_group_takes_no_entities_on_any_way_in(client: Client) -> None:
+    path = await group_of(client, client.id)
+    kept = await client.apply({"_format_version": "3.0", "services": [{"name": "s", "host": "a.test"}]})
+    group = Client(client.plane, client.http, path.rpartition("/")[2])
+    service = {"name": "s", "host": "a.test"}
+    document = {"document": {"_format_version": "3.0", "services": [service]}}
+    below = "consumer_groups/gold/consumers"
+    for method, where, body in (
+        ("POST", "services", service),
+        ("PUT", "services/s", service),
+        ("PATCH", "services/s", service),
+        ("DELETE", "services/s", None),
+        ("POST", below, {"consumer": "bob"}),
+        ("DELETE", below, None),
+        ("POST", "/admin/group/services", service),
+        ("PUT", "/admin/group/services/s", service),
+        ("PATCH", "/admin/group/services/s", service),
+        ("DELETE", "/admin/group/services/s", None),
+        ("POST", f"{path}/apply", {**document, "commit": True}),
+        ("POST", f"{path}/apply", document),
+        ("POST", f"{path}/apply", {"mode": "reset", "commit": True}),
+        ("POST", f"{path}/plans", document),
+        ("POST", f"{path}/plans/{uuid.uuid4()}/apply", {}),
+        ("POST", f"{path}/snapshots/{kept['version']}/rollback", {"commit": True}),
+    ):
+        refused = await group.call(method, where, body, 400)
+        assert "'group' is a group" in refused["message"], (method, where)
+        assert "members instead of entities" in refused["message"]
+    assert (await group.get("services"))["data"] == []
+    assert (await client.get("/admin/group/services"))["data"] == []
+    assert "services" not in await group.dump()
+    assert (await group.get(path))["name"] == "group"
+    assert await names(client, path) == ["first"]
+    await client.call("PATCH", path, {"description": "still ours to describe"})

@@ -68,6 +68,41 @@ async def test_a_plan_is_refused_when_ownership_has_moved(client: Client) -> Non
     assert "another owner" in (await carry_out(client, saved, 409))["message"]
 
 
+async def test_a_plan_is_refused_when_what_it_would_make_its_own_has_become_anothers(client: Client) -> None:
+    await client.apply(services("x", tags=["a", "b"]))
+    declared = {**services("x", tags=["a", "b"]), "consumers": [{"username": "y"}]}
+    saved = await save(client, declared, select_tags=["a"])
+    await client.apply(services("x", tags=["a", "b"]), select_tags=["b"])
+    refused = await carry_out(client, saved, 409)
+    assert "service x" in refused["message"]
+    assert "the tag 'b'" in refused["message"]
+    assert refused["message"] == (await look(client, saved))["conflict"]
+    assert (await client.get("consumers"))["data"] == []
+    await client.apply(services("x", tags=["a", "b"], port=81), 400, select_tags=["a"])
+    await client.apply(services("x", tags=["a", "b"], port=81), select_tags=["b"])
+
+
+async def test_what_a_plan_makes_its_own_may_have_become_so_meanwhile(client: Client) -> None:
+    await client.apply(services("x", tags=["a"]))
+    declared = {**services("x", tags=["a"]), "consumers": [{"username": "y"}]}
+    saved = await save(client, declared, select_tags=["a"])
+    await client.apply(services("x", tags=["a"]), select_tags=["a"])
+    await carry_out(client, saved)
+    assert [consumer["username"] for consumer in (await client.get("consumers"))["data"]] == ["y"]
+
+
+async def test_a_plan_that_changes_nothing_is_kept_shown_and_applied_as_any_other(client: Client) -> None:
+    await client.apply(services("s"))
+    saved = await save(client, services("s"))
+    nothing = {"creating": [], "updating": [], "deleting": []}
+    assert saved["plan"]["changes"] == nothing
+    assert (await look(client, saved))["plan"] == saved["plan"]
+    done = await carry_out(client, saved)
+    assert (done["plan"]["changes"], done["version"]) == (nothing, saved["version"])
+    assert "applied already" in (await carry_out(client, saved, 409))["message"]
+    assert (await look(client, saved))["plan"] is None
+
+
 async def test_adoption_and_ownership_are_part_of_a_saved_plan(client: Client) -> None:
     await client.apply(services("s"), select_tags=["a"])
     await save(client, services("s"), 400, select_tags=["b"])
