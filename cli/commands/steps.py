@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +19,6 @@ from cli.files import Declared, read_files
 from cli.masking import environment_values
 from cli.output import Output
 from cli.render import plan_json, plan_lines
-from cli.state import write_private
 from cli.waiting import wait_for_receipts
 
 files_argument = click.argument("files", nargs=-1, metavar="[FILE|FOLDER|-]...")
@@ -136,12 +134,3 @@ def confirm(output: Output, count: int, name: str, select_tags: Sequence[str]) -
         raise CliError(f"{question}; say --yes to do it without a terminal to ask at")
     if not click.confirm(output.mask.text(f"{question}. Go on?"), err=True):
         raise CliError("nothing was deleted")
-
-
-def write_file(path: Path, text: str, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise CliError(f"{path}: exists already; say --yes to overwrite it")
-    try:
-        write_private(path, text)
-    except OSError as error:
-        raise CliError(f"{path}: cannot be written: {error.strerror}") from None
