@@ -14,7 +14,7 @@ import click
 from cli.client import Connection, Consent, ControlPlane
 from cli.connection import Asked, resolve
 from cli.declarative import Outcome, control_plane_name
-from cli.errors import EXIT_OK, CliError, NotLive
+from cli.errors import EXIT_OK, CliError, Interrupted, NotLive, Unreachable
 from cli.files import Declared, read_files
 from cli.masking import environment_values
 from cli.output import Output
@@ -97,7 +97,7 @@ def finish(output: Output, plane: ControlPlane, control_plane_id: str, outcome: 
     exit_code = EXIT_OK
     try:
         _await(output, plane, control_plane_id, outcome, wishes)
-    except NotLive as error:
+    except (NotLive, Interrupted) as error:
         if not wishes.json_output:
             raise
         errors, exit_code = error.lines(), error.exit_code
@@ -110,9 +110,15 @@ def finish(output: Output, plane: ControlPlane, control_plane_id: str, outcome: 
 def _await(output: Output, plane: ControlPlane, control_plane_id: str, outcome: Outcome, wishes: Wishes) -> None:
     if not wishes.wait:
         return
-    with output.working("waiting until every worker runs it"):
-        receipts = wait_for_receipts(plane, control_plane_id, outcome.target, wishes.wait_timeout)
-    output.note(f"version {outcome.target.version}: {receipts}")
+    version = outcome.target.version
+    try:
+        with output.working("waiting until every worker runs it"):
+            receipts = wait_for_receipts(plane, control_plane_id, outcome.target, wishes.wait_timeout)
+    except KeyboardInterrupt:
+        raise Interrupted(f"written as version {version}, but interrupted before it was live everywhere") from None
+    except Unreachable as error:
+        raise NotLive(f"written as version {version}, but it is not known whether it is live: {error}") from None
+    output.note(f"version {version}: {receipts}")
 
 
 @contextlib.contextmanager
