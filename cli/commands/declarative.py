@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from cli.commands.steps import (
 from cli.connection import Asked, connection_options
 from cli.declarative import Mode, apply_declared, check, control_plane_name, reset_entities
 from cli.destination import refuse_loss, write
-from cli.documents import write_yaml
+from cli.documents import Form, written
 from cli.errors import EXIT_CHANGES, CliError, Faults
 from cli.files import read_files
 from cli.masking import environment_values
@@ -151,7 +150,9 @@ def reset(output: Output, /, yes: bool, asked: Asked, **flags: Any) -> None:
 @click.option("--yes", "-y", is_flag=True, help="Overwrite the file without asking.")
 @connection_options
 @click.pass_obj
-def dump(output: Output, /, select_tags: tuple[str, ...], output_file: str, form: str, yes: bool, asked: Asked) -> None:
+def dump(
+    output: Output, /, select_tags: tuple[str, ...], output_file: str, form: Form, yes: bool, asked: Asked
+) -> None:
     """Write what the control plane holds to a file.
 
     The file syncs to nothing. It holds secrets in clear.
@@ -162,7 +163,7 @@ def dump(output: Output, /, select_tags: tuple[str, ...], output_file: str, form
     with ControlPlane(connection) as plane:
         row = plane.require(connection.control_plane_name)
         document = plane.document(row["id"], select_tags)
-    text = write_yaml(document) if form == "yaml" else json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    text = written(document, form)
     if output_file == "-":
         output.raw(text)
     else:

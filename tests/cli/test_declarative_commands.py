@@ -136,6 +136,19 @@ def test_dump_gives_yaml_that_reads_the_same_and_keeps_files(
     assert json.loads(target.read_text()) == plane.document
 
 
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_what_looks_like_an_expression_is_no_way_to_the_secrets_of_whoever_syncs_a_dump(
+    recipe: Recipe, plane: FakeControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    stored = {"_format_version": "3.0", "services": [{"name": "s", "tags": ['${{ env "DECK_X" }}'], "host": "h"}]}
+    plane.document = stored
+    target = tmp_path / f"dump.{form}"
+    assert recipe("dump", "--format", form, "-o", target).code == 0
+    monkeypatch.setenv("DECK_X", "the-secret")
+    assert recipe("sync", target).code == 0
+    assert plane.sent("POST", "/apply")[0]["document"] == stored
+
+
 def test_validate_names_every_fault_and_needs_no_control_plane(recipe: Recipe, file: File) -> None:
     path = file(
         """\
