@@ -19,6 +19,7 @@ from cli.files import Declared, read_files
 from cli.masking import environment_values
 from cli.output import Output
 from cli.render import plan_json, plan_lines
+from cli.seconds import Seconds
 from cli.waiting import wait_for_receipts
 
 files_argument = click.argument("files", nargs=-1, metavar="[FILE|FOLDER|-]...")
@@ -29,7 +30,7 @@ json_output_option = click.option("--json-output", is_flag=True, help="The plan 
 never_asks_option = click.option("--yes", "-y", is_flag=True, help="Accepted as decK does; nothing is asked anyway.")
 wait_option = click.option("--wait", is_flag=True, help="Return when every worker of every connected node runs it.")
 wait_timeout_option = click.option(
-    "--wait-timeout", type=click.FloatRange(min=0), default=30.0, help="Seconds after which --wait gives up."
+    "--wait-timeout", type=Seconds(min=0), default=30.0, help="Seconds after which --wait gives up."
 )
 adopt_option = click.option("--adopt", is_flag=True, help="Take over what other sets of select tags own.")
 force_option = click.option("--force", is_flag=True, help="Delete also an alarming share of what is governed.")
