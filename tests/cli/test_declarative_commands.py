@@ -76,6 +76,17 @@ def test_the_control_planes_faults_lead_to_file_and_line(recipe: Recipe, plane: 
     ]
 
 
+def test_the_other_place_of_what_is_declared_twice_is_a_line_too(
+    recipe: Recipe, plane: FakeControlPlane, file: File
+) -> None:
+    one, two = file(KONG, "1.yaml"), file("services:\n  - name: one\n    host: b.test\n", "2.yaml")
+    message = "name: this name is declared twice: also at services[0]"
+    fault = {"path": ["services", 1, "name"], "entity": "service one", "field": "name", "message": message}
+    plane.answers["POST", "/apply"] = (400, {"message": "no", "errors": [{**fault, "also": ["services", 0]}]})
+    result = recipe("sync", one, two)
+    assert f"error: {two}:2: service one: name: this name is declared twice: also at {one}:3\n" in result.err
+
+
 def test_values_of_the_environment_are_masked_in_plans_and_errors(
     recipe: Recipe, plane: FakeControlPlane, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
