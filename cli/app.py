@@ -1,7 +1,8 @@
 """The `recipe` command: puts the commands together and turns every failure into one message and an exit code.
 
 Exit codes: 0 it worked · 1 it failed · 2 changes were found and `--non-zero-exit-code` asked to be told so · 3 not
-running everywhere (a node refused or stayed silent, a part of the stack is not up) · 130 interrupted.
+running everywhere (a node refused or stayed silent, a part of the stack is not up) · 4 the answer to a change was
+lost, nobody knows whether it was made · 130 interrupted.
 TANDEM_DEBUG=1 shows the traceback of what nobody expected.
 """
 
@@ -102,7 +103,7 @@ def _unexpected(error: Exception, output: Output) -> int:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does, so that what it started is stopped again."""
+    """SIGTERM ends a run as Ctrl-C does, so that the processes that it started are stopped again."""
     raise KeyboardInterrupt
 
 

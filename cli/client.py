@@ -10,10 +10,18 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from cli.errors import ApiError, CliError, Unreachable
+from cli.errors import ApiError, CliError, Interrupted, OutcomeUnknown, Unreachable
 
 APPLY_TIMEOUT = 120.0
 """Seconds that one apply may take: ten thousand entities on a busy machine, and some."""
+
+_SENDING = "send_request_body.started"
+"""What httpcore's trace says last before the control plane could have acted."""
+_GAVE_UP = frozenset({502, 504})
+"""How a proxy answers that had no answer itself; a control plane never says so."""
+_IN_DOUBT = "it is unknown whether the change was made"
+_CONFIGURATION = "`recipe diff` shows what still differs, `recipe history` what was written"
+_TOKENS = "`recipe token list` shows which tokens there are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class ControlPlane:
     ) -> dict[str, Any]:
         """The plan for a declarative document and, when committed, the version and hash that hold it."""
         body = {"document": document, "mode": mode, "commit": commit, **_wishes(select_tags, consent)}
-        return self._write(f"/v2/control-planes/{control_plane_id}/apply", body)
+        return self._write(f"/v2/control-planes/{control_plane_id}/apply", body, _CONFIGURATION if commit else "")
 
     def save_plan(
         self, control_plane_id: str, document: Mapping[str, Any], select_tags: Sequence[str], adopt: bool
@@ -118,7 +126,7 @@ class ControlPlane:
 
     def apply_plan(self, control_plane_id: str, plan_id: str, force: bool) -> dict[str, Any]:
         path = f"/v2/control-planes/{control_plane_id}/plans/{quote(plan_id, safe='')}/apply"
-        return self._write(path, {"force": True} if force else {})
+        return self._write(path, {"force": True} if force else {}, _CONFIGURATION)
 
     # History
 
@@ -135,7 +143,8 @@ class ControlPlane:
         self, control_plane_id: str, version: int, select_tags: Sequence[str], commit: bool, consent: Consent
     ) -> dict[str, Any]:
         body = {"commit": commit, **_wishes(select_tags, consent)}
-        return self._write(f"/v2/control-planes/{control_plane_id}/snapshots/{version}/rollback", body)
+        path = f"/v2/control-planes/{control_plane_id}/snapshots/{version}/rollback"
+        return self._write(path, body, _CONFIGURATION if commit else "")
 
     def receipts(self, control_plane_id: str, version: int, wait: float) -> dict[str, Any]:
         """Who runs a version; answered when every connected node has said so or refused, or after `wait` seconds."""
@@ -143,8 +152,9 @@ class ControlPlane:
         timeout = wait + self.connection.timeout
         return dict(self._call("GET", path, params={"wait": f"{wait:.3f}"}, timeout=timeout))
 
-    def _write(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(self._call("POST", path, json=body, timeout=max(APPLY_TIMEOUT, self.connection.timeout)))
+    def _write(self, path: str, body: Mapping[str, Any], doubt: str = "") -> dict[str, Any]:
+        timeout = max(APPLY_TIMEOUT, self.connection.timeout)
+        return dict(self._call("POST", path, doubt, json=body, timeout=timeout))
 
     def document(self, control_plane_id: str, select_tags: Sequence[str]) -> dict[str, Any]:
         """What the control plane holds, as a declarative document, secrets in clear."""
@@ -187,10 +197,10 @@ class ControlPlane:
 
     def create_token(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The token, with its value: it cannot be had again."""
-        return dict(self._call("POST", "/v2/tokens", json=body))
+        return dict(self._call("POST", "/v2/tokens", _TOKENS, json=body))
 
     def revoke_token(self, token_id: str) -> None:
-        self._call("DELETE", f"/v2/tokens/{token_id}")
+        self._call("DELETE", f"/v2/tokens/{token_id}", _TOKENS)
 
     def control_plane_names(self) -> dict[str, str]:
         """By id, of the first thousand."""
@@ -213,13 +223,24 @@ class ControlPlane:
     def _get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         return self._call("GET", path, params=query)
 
-    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+    def _call(self, method: str, path: str, doubt: str = "", **arguments: Any) -> Any:
+        """`doubt`, for what changes something: how to find out whether it did when no answer came."""
+        steps: list[str] = []
+        traced = {"trace": lambda step, _: steps.append(step)}
         try:
-            response = self._http.request(method, path, **arguments)
+            response = self._http.request(method, path, extensions=traced, **arguments)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise self._no_address(error) from None
         except httpx.HTTPError as error:
+            if doubt and _was_sent(steps):
+                raise self._unknown(_reason(error), doubt) from None
             raise self._unreachable(error) from None
+        except KeyboardInterrupt:
+            if doubt and _was_sent(steps):
+                raise Interrupted(f"interrupted while the control plane was at work: {_IN_DOUBT}; {doubt}") from None
+            raise
+        if doubt and response.status_code in _GAVE_UP:
+            raise self._unknown(f"HTTP {response.status_code}", doubt)
         if response.status_code >= 400:
             raise self._refused(response)
         return _decoded(response, self.connection.address) if response.content else {}
@@ -228,13 +249,16 @@ class ControlPlane:
         return CliError(f"not an address: {self.connection.address!r} from {self.connection.address_source} ({error})")
 
     def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
-        reason = (
-            "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
-        )
         return Unreachable(
             f"the control plane at {self.connection.address} (from {self.connection.address_source}) cannot be "
-            f"reached: {reason.rstrip('.')}. Start one with `recipe up` or `recipe control-plane`, or say where it is "
+            f"reached: {_reason(error)}. Start one with `recipe up` or `recipe control-plane`, or say where it is "
             "with --konnect-addr or DECK_KONNECT_ADDR"
+        )
+
+    def _unknown(self, reason: str, doubt: str) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"the control plane at {self.connection.address} took the request, but no answer came ({reason}): "
+            f"{_IN_DOUBT}; {doubt}"
         )
 
     def _refused(self, response: httpx.Response) -> ApiError:
@@ -260,6 +284,15 @@ class ControlPlane:
 def _wishes(select_tags: Sequence[str], consent: Consent) -> dict[str, Any]:
     wishes: dict[str, Any] = {"select_tags": list(select_tags)} if select_tags else {}
     return {**wishes, **({"adopt": True} if consent.adopt else {}), **({"force": True} if consent.force else {})}
+
+
+def _was_sent(steps: Sequence[str]) -> bool:
+    return any(step.endswith(_SENDING) for step in steps)
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    said = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+    return said.rstrip(".")
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:

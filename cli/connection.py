@@ -12,6 +12,7 @@ import click
 
 from cli.client import Connection
 from cli.errors import CliError
+from cli.seconds import Seconds
 from cli.state import StackState, stacks, state_home
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8001"
@@ -58,7 +59,7 @@ _OPTIONS = (
     click.option(
         "--konnect-control-plane-name", metavar="NAME", help="Control plane [env: DECK_KONNECT_CONTROL_PLANE_NAME]."
     ),
-    click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, help="Seconds that one request may take."),
+    click.option("--timeout", type=Seconds(min=0.1), default=30.0, help="Seconds that one request may take."),
 )
 
 

@@ -14,7 +14,7 @@ from cli.files import Declared
 from cli.waiting import Target
 from gateway_schema.document import FORMAT_VERSION, Declaration, Item, read_declaration
 from gateway_schema.plugins import PLUGINS
-from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse
+from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse, render_path
 
 Mode = Literal["sync", "apply", "reset"]
 
@@ -96,11 +96,17 @@ def outcome_of(answer: Mapping[str, Any]) -> Outcome:
 
 
 def _located(fault: dict[str, Any], declared: Declared) -> str:
-    path = [part for part in fault.get("path") or [] if isinstance(part, str | int)]
+    path, also = _path(fault.get("path")), _path(fault.get("also"))
     entity, name, message = (str(fault.get(key) or "") for key in ("entity", "field", "message"))
+    if also and message.endswith(shown := render_path(also)):
+        message = message.removesuffix(shown) + declared.place(also)
     if f"{name}:" in message:
         name = ""  # The message says itself which field it means.
     return ": ".join(part for part in (declared.place(path), entity, name, message) if part)
+
+
+def _path(value: Any) -> list[str | int]:
+    return [part for part in value if isinstance(part, str | int)] if isinstance(value, list) else []
 
 
 # Checking without a control plane

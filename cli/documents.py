@@ -7,13 +7,16 @@ Plain scalars mean what they mean to decK (YAML 1.1 booleans, no dates, no sexag
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+
+from cli.templates import OPEN, literal
 
 MAX_DEPTH = 100
 MAX_ALIASED = 16 * 1024 * 1024
@@ -281,6 +284,22 @@ def _sentence(error: yaml.MarkedYAMLError) -> str:
 
 # Writing
 
+Form = Literal["yaml", "json"]
+
+
+def written(document: Mapping[str, Any], form: Form) -> str:
+    """A document as a file that reads as itself, also where a text looks like an expression."""
+    return literal(write_yaml(document) if form == "yaml" else _write_json(document))
+
+
+def _write_json(document: Mapping[str, Any]) -> str:
+    """JSON that is YAML too: not every character that a JSON text may hold as it is may stand in YAML."""
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
 
 def write_yaml(document: Mapping[str, Any]) -> str:
     """YAML that reads as the same values here and in decK: keys in the document's order, no anchors."""
@@ -288,6 +307,9 @@ def write_yaml(document: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        super().write_double_quoted(text, split and OPEN not in text)
+
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
@@ -295,7 +317,10 @@ class _Dumper(yaml.SafeDumper):
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     """Quoted where a plain scalar would be read as something else; several lines as a block, where that is exact."""
     style: str | None = '"'
-    if "\n" in text and text.replace("\n", "").isprintable():
+    if OPEN in text and "#" in text:
+        # On one line: one that begins with # would be a comment to the reader of expressions.
+        pass
+    elif "\n" in text and text.replace("\n", "").isprintable():
         style = "|"
     elif text.isprintable() and isinstance(resolve(text), str) and text not in _SOMETIMES_BOOLEAN:
         style = None

@@ -4,6 +4,8 @@ CliError                  one readable message, exit code 1
 ├─ Faults                 several faults of the input, each with its place (`file:line: what`)
 ├─ ApiError               the control plane answered with an error
 ├─ Unreachable            the control plane did not answer at all
+├─ OutcomeUnknown         it may have made the change, or may not: exit code 4
+├─ Interrupted            Ctrl-C when there is more to say than that: exit code 130
 └─ NotLive                written, but not running on every worker: exit code 3
 """
 
@@ -16,6 +18,7 @@ EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_CHANGES = 2
 EXIT_NOT_RUNNING = 3
+EXIT_UNKNOWN = 4
 EXIT_INTERRUPTED = 130
 
 EXIT_CODES = """\b
@@ -24,7 +27,9 @@ Exit codes:
   1    it failed: wrong input, no answer, a refusal; the message says which
   2    changes were found, and --non-zero-exit-code asked to be told so
   3    not running everywhere: a node refused or stayed silent (--wait), a part of the stack is not up (status)
-  130  interrupted; what this run had started was stopped again
+  4    nobody knows whether the change was made: the answer was lost; see recipe diff, recipe history
+  130  interrupted; processes that this run had started were stopped again, but a change that was under way may
+       have been made: the message says so
 """
 
 MOST_FAULTS_SHOWN = 50
@@ -69,6 +74,18 @@ class ApiError(CliError):
 
 class Unreachable(CliError):
     """Nobody answered at the control plane's address."""
+
+
+class OutcomeUnknown(CliError):
+    """A request that changes something was sent, and no answer came."""
+
+    exit_code = EXIT_UNKNOWN
+
+
+class Interrupted(CliError):
+    """Ctrl-C while a change was under way, or was made but not yet live."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class NotLive(CliError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -157,12 +157,16 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def merge(parts: Sequence[Declared]) -> Declared:
-    """Lists are appended, maps merged, the first of two single values wins; names of targets must agree."""
+    """Lists are appended, maps merged, the first of two single values wins; names of targets must agree.
+
+    Raises Faults for what is a list here and a map or a single value there: one of the two would be lost.
+    """
     if len(parts) == 1:
         return parts[0]
     merged = Declared({}, Mark("", 0, 0, {}))
     for part in parts:
         _check_agreement(merged, part)
+        _check_kinds(merged, part)
         merged.document = _merge_maps(merged.document, merged.mark, part.document, part.mark)
         merged.used.update(part.used)
         merged.sources.update(part.sources)
@@ -184,6 +188,31 @@ def _check_agreement(merged: Declared, part: Declared) -> None:
         if ours is not None and theirs is not None and ours != theirs:
             name = ".".join(path)
             raise Faults([f"{part.place(path)}: {name} is '{theirs}' here, but '{ours}' in {merged.place(path)}"])
+
+
+def _check_kinds(merged: Declared, part: Declared) -> None:
+    if faults := [
+        f"{part.place(path)}: {'.'.join(path)} is {_kind(_at(part.document, path))} here, but "
+        f"{_kind(_at(merged.document, path))} in {merged.place(path)}"
+        for path in _differing(merged.document, part.document)
+    ]:
+        raise Faults(faults)
+
+
+def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The paths of what is of another kind in `theirs`. What is empty has none, and takes nothing away."""
+    for key, value in theirs.items():
+        known = ours.get(key)
+        if known is None or value is None:
+            continue
+        if isinstance(known, dict) and isinstance(value, dict):
+            yield from ((key, *path) for path in _differing(known, value))
+        elif _kind(known) != _kind(value):
+            yield (key,)
+
+
+def _kind(value: Any) -> str:
+    return "a map" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a single value"
 
 
 def _at(document: Any, path: Sequence[str]) -> Any:

@@ -21,7 +21,7 @@ from cli import layout, recipes
 from cli.certificates import pair_in, write_pair
 from cli.client import Connection, ControlPlane
 from cli.declarative import Outcome, apply_declared, reset_entities
-from cli.errors import CliError, Faults
+from cli.errors import CliError, Faults, Interrupted, OutcomeUnknown
 from cli.files import Declared, read_files
 from cli.layout import CONTROL_PLANE, NODE, SIMULATOR, Wish
 from cli.output import Output
@@ -316,6 +316,10 @@ def _remove_from_control_plane(state: StackState, teardown: Teardown, keep: bool
                 held = " and all it held" if everything or not state.select_tags else ""
                 teardown.done.append(f"deleted control plane {state.control_plane_name}{held}")
             state.control_plane_id = ""
+        except Interrupted:
+            raise
+        except OutcomeUnknown as error:
+            teardown.notes.append(error.message)
         except CliError as error:
             # It must be possible to stop a stack whose control plane is ill.
             teardown.notes.append(f"nothing was removed from the control plane: {error.message}")

@@ -65,6 +65,11 @@ def render(text: str, environment: Mapping[str, str]) -> Rendered:
     return rendered
 
 
+def literal(text: str) -> str:
+    """The text with every opening of an expression written as an expression that yields it."""
+    return text.replace(OPEN, f"{OPEN} `{OPEN}` {CLOSE}")
+
+
 def _render_line(line: str, environment: Mapping[str, str], used: dict[str, str]) -> str:
     pieces: list[str] = []
     position = 0

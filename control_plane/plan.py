@@ -161,7 +161,8 @@ class _Planner:
             if entity_id in group.declared:
                 return
         if (first := group.declared.setdefault(entity_id, item)) is not item:
-            self._fault(item, Violation((), f"is declared twice: first at {render_path(first.path)}"))
+            text = f"is declared twice: first at {render_path(first.path)}"
+            self._fault(item, Violation((), text), also=first.path)
             return
         self._ids[item] = entity_id
         for key, ids in group.named.items():
@@ -384,15 +385,17 @@ class _Planner:
                     stays = held is not None and (name, held.id) not in going and (name, held.id) not in puts
                     holder = held if held is not None and stays else row
                 if holder.id != entity_id:
-                    self._fault(self._items[name][entity_id], Violation(_key_path(fields), self._taken(holder, fields)))
+                    text, also = self._taken(holder, fields)
+                    self._fault(self._items[name][entity_id], Violation(_key_path(fields), text), also)
 
-    def _taken(self, holder: Row, fields: Sequence[str]) -> str:
+    def _taken(self, holder: Row, fields: Sequence[str]) -> tuple[str, Path]:
+        """Who has it already, and where the document declares that one, if it does."""
         what = "this name" if fields[-1] in {"name", "username", "instance_name"} else f"this {' and '.join(fields)}"
         known = self._items[holder.type.name].get(holder.id)
         if known is not None:
-            return f"{what} is declared twice: also at {render_path(known.path)}"
+            return f"{what} is declared twice: also at {render_path(known.path)}", known.path
         tags = "" if self._governs(holder) else f", which does not carry {words(self._tags)}"
-        return f"{what} is taken by {holder.type.kind} '{label(holder)}' (id {holder.id}){tags}"
+        return f"{what} is taken by {holder.type.kind} '{label(holder)}' (id {holder.id}){tags}", ()
 
     # -- words
 
@@ -409,8 +412,10 @@ class _Planner:
             "rename one of the two, tag the existing one first, or take it over with adopt (--adopt)"
         )
 
-    def _fault(self, item: Item, violation: Violation) -> None:
-        self._faults.append(fault(item.path, _item_title(item), violation))
+    def _fault(self, item: Item, violation: Violation, also: Path = ()) -> None:
+        """`also`: the path of another item that has to do with it; for programs, as the message is for people."""
+        found = fault(item.path, _item_title(item), violation)
+        self._faults.append({**found, "also": list(also)} if also else found)
 
 
 def _item_title(item: Item) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from cli.client import ControlPlane
-from cli.commands.plans import carry_out, plan_file_option, save
+from cli.commands.plans import carry_out, plan_file_option, refuse_destination, save
 from cli.commands.steps import (
     Wishes,
     adopt_option,
@@ -29,11 +28,11 @@ from cli.commands.steps import (
     wait_option,
     wait_timeout_option,
     wishes_of,
-    write_file,
 )
 from cli.connection import Asked, connection_options
 from cli.declarative import Mode, apply_declared, check, control_plane_name, reset_entities
-from cli.documents import write_yaml
+from cli.destination import refuse_loss, write
+from cli.documents import Form, written
 from cli.errors import EXIT_CHANGES, CliError, Faults
 from cli.files import read_files
 from cli.masking import environment_values
@@ -88,6 +87,7 @@ def apply(output: Output, /, files: Sequence[str], yes: bool, asked: Asked, **fl
 @adopt_option
 @click.option("--non-zero-exit-code", is_flag=True, help="Exit with 2 when something would change.")
 @click.option("--output-file", "-o", metavar="FILE", help="Keep the plan, to be applied with sync --plan FILE.")
+@click.option("--yes", "-y", is_flag=True, help="Overwrite the file, also when it is not a kept plan.")
 @connection_options
 @click.pass_obj
 def diff(
@@ -97,12 +97,15 @@ def diff(
     asked: Asked,
     non_zero_exit_code: bool,
     output_file: str | None,
+    yes: bool,
     **flags: Any,
 ) -> None:
     """Show what sync would do."""
     wishes = wishes_of(flags)
     with reported(output, wishes.json_output):
         declared, connection = inputs(output, files, asked)
+        if output_file is not None:
+            refuse_destination(Path(output_file), declared, yes)
         with ControlPlane(connection) as plane:
             row = plane.require(connection.control_plane_name)
             if output_file is not None:
@@ -147,20 +150,24 @@ def reset(output: Output, /, yes: bool, asked: Asked, **flags: Any) -> None:
 @click.option("--yes", "-y", is_flag=True, help="Overwrite the file without asking.")
 @connection_options
 @click.pass_obj
-def dump(output: Output, /, select_tags: tuple[str, ...], output_file: str, form: str, yes: bool, asked: Asked) -> None:
+def dump(
+    output: Output, /, select_tags: tuple[str, ...], output_file: str, form: Form, yes: bool, asked: Asked
+) -> None:
     """Write what the control plane holds to a file.
 
     The file syncs to nothing. It holds secrets in clear.
     """
+    if output_file != "-":
+        refuse_loss(Path(output_file), yes)
     connection = connection_of(output, asked, None)
     with ControlPlane(connection) as plane:
         row = plane.require(connection.control_plane_name)
         document = plane.document(row["id"], select_tags)
-    text = write_yaml(document) if form == "yaml" else json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    text = written(document, form)
     if output_file == "-":
         output.raw(text)
     else:
-        write_file(Path(output_file), text, yes)
+        write(Path(output_file), text)
         output.note(f"written to {output_file}")
 
 

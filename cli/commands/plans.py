@@ -1,7 +1,7 @@
 """Saved plans: `diff -o FILE` keeps one in the control plane, `sync --plan FILE` or `apply-plan FILE` applies it.
 
 The file says which plan it is and what it would do, secrets masked; the plan itself, with its secrets, stays in the
-control plane until it expires.
+control plane until it expires. A later `diff -o` may overwrite it, and no other file unless it is told to.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from cli.commands.steps import (
     wait_option,
     wait_timeout_option,
     wishes_of,
-    write_file,
 )
 from cli.connection import Asked, connection_options
 from cli.declarative import Outcome, outcome_of, save_plan
+from cli.destination import refuse_loss, write
 from cli.errors import CliError
 from cli.files import Declared
 from cli.masking import environment_values
@@ -57,6 +57,11 @@ def apply_plan(output: Output, /, file: str, yes: bool, asked: Asked, **flags: A
     carry_out(output, Path(file), asked, wishes_of(flags))
 
 
+def refuse_destination(path: Path, declared: Declared, overwrite: bool) -> None:
+    """Raises CliError for a file that a plan must not take the place of."""
+    refuse_loss(path, overwrite or (path.is_file() and _is_plan(path)), declared.files)
+
+
 def save(
     output: Output, plane: ControlPlane, row: dict[str, Any], declared: Declared, wishes: Wishes, path: Path
 ) -> Outcome:
@@ -67,7 +72,7 @@ def save(
         "_plan": {**about, "control_plane_id": row["id"], "control_plane_name": row["name"]},
         **plan_json(saved["plan"], output.mask),
     }
-    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", overwrite=True)
+    write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     output.note(f"plan {saved['id']} for version {saved['version']} is kept until {saved['expires_at']}: {path}")
     return outcome_of({"plan": saved["plan"], "version": saved["version"]})
 
@@ -82,6 +87,14 @@ def carry_out(output: Output, path: Path, asked: Asked, wishes: Wishes) -> None:
             answer = plane.apply_plan(about["control_plane_id"], about["id"], wishes.force)
         with ControlPlane(connection) as plane:
             finish(output, plane, about["control_plane_id"], outcome_of(answer), wishes)
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        _read(path)
+    except CliError:
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, str]:

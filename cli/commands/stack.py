@@ -17,6 +17,7 @@ from cli.inspection import ProcessView, StackView, view
 from cli.layout import Wish
 from cli.logs import follow, show
 from cli.output import Output
+from cli.seconds import Seconds
 from cli.stack import Report, Startup, Teardown, forget, take_down
 from cli.state import StackFolder, StackState, locked, stacks, state_home
 
@@ -42,9 +43,7 @@ def _port_options(command: Any) -> Any:
 @_port_options
 @click.option("--workers", type=click.IntRange(1, 256), help="Worker processes of the node; default 1.")
 @click.option("--no-apply", is_flag=True, help="Start everything, apply nothing.")
-@click.option(
-    "--wait-timeout", type=click.FloatRange(min=1), default=60.0, help="Seconds until the workers must run it."
-)
+@click.option("--wait-timeout", type=Seconds(min=1), default=60.0, help="Seconds until the workers must run it.")
 @click.pass_obj
 def up(output: Output, /, name: str | None, no_apply: bool, **flags: Any) -> None:
     """Start a whole gateway and apply a recipe to it.

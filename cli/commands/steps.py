@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,12 +14,12 @@ import click
 from cli.client import Connection, Consent, ControlPlane
 from cli.connection import Asked, resolve
 from cli.declarative import Outcome, control_plane_name
-from cli.errors import EXIT_OK, CliError, NotLive
+from cli.errors import EXIT_OK, CliError, Interrupted, NotLive, Unreachable
 from cli.files import Declared, read_files
 from cli.masking import environment_values
 from cli.output import Output
 from cli.render import plan_json, plan_lines
-from cli.state import write_private
+from cli.seconds import Seconds
 from cli.waiting import wait_for_receipts
 
 files_argument = click.argument("files", nargs=-1, metavar="[FILE|FOLDER|-]...")
@@ -31,7 +30,7 @@ json_output_option = click.option("--json-output", is_flag=True, help="The plan 
 never_asks_option = click.option("--yes", "-y", is_flag=True, help="Accepted as decK does; nothing is asked anyway.")
 wait_option = click.option("--wait", is_flag=True, help="Return when every worker of every connected node runs it.")
 wait_timeout_option = click.option(
-    "--wait-timeout", type=click.FloatRange(min=0), default=30.0, help="Seconds after which --wait gives up."
+    "--wait-timeout", type=Seconds(min=0), default=30.0, help="Seconds after which --wait gives up."
 )
 adopt_option = click.option("--adopt", is_flag=True, help="Take over what other sets of select tags own.")
 force_option = click.option("--force", is_flag=True, help="Delete also an alarming share of what is governed.")
@@ -99,7 +98,7 @@ def finish(output: Output, plane: ControlPlane, control_plane_id: str, outcome: 
     exit_code = EXIT_OK
     try:
         _await(output, plane, control_plane_id, outcome, wishes)
-    except NotLive as error:
+    except (NotLive, Interrupted) as error:
         if not wishes.json_output:
             raise
         errors, exit_code = error.lines(), error.exit_code
@@ -112,9 +111,15 @@ def finish(output: Output, plane: ControlPlane, control_plane_id: str, outcome: 
 def _await(output: Output, plane: ControlPlane, control_plane_id: str, outcome: Outcome, wishes: Wishes) -> None:
     if not wishes.wait:
         return
-    with output.working("waiting until every worker runs it"):
-        receipts = wait_for_receipts(plane, control_plane_id, outcome.target, wishes.wait_timeout)
-    output.note(f"version {outcome.target.version}: {receipts}")
+    version = outcome.target.version
+    try:
+        with output.working("waiting until every worker runs it"):
+            receipts = wait_for_receipts(plane, control_plane_id, outcome.target, wishes.wait_timeout)
+    except KeyboardInterrupt:
+        raise Interrupted(f"written as version {version}, but interrupted before it was live everywhere") from None
+    except Unreachable as error:
+        raise NotLive(f"written as version {version}, but it is not known whether it is live: {error}") from None
+    output.note(f"version {version}: {receipts}")
 
 
 @contextlib.contextmanager
@@ -136,12 +141,3 @@ def confirm(output: Output, count: int, name: str, select_tags: Sequence[str]) -
         raise CliError(f"{question}; say --yes to do it without a terminal to ask at")
     if not click.confirm(output.mask.text(f"{question}. Go on?"), err=True):
         raise CliError("nothing was deleted")
-
-
-def write_file(path: Path, text: str, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise CliError(f"{path}: exists already; say --yes to overwrite it")
-    try:
-        write_private(path, text)
-    except OSError as error:
-        raise CliError(f"{path}: cannot be written: {error.strerror}") from None

@@ -48,7 +48,10 @@ def node(state: str = "in_sync", version: int = 1, hash_: str = HASH, **more: An
 
 
 class FakeControlPlane:
-    """Answers the paths that the command uses; `answers` overrides one by (method, end of path)."""
+    """Answers the paths that the command uses; `answers` overrides one by (method, end of path).
+
+    For those in `silent` the work is done, but the connection ends without an answer; `before_silence` is called first.
+    """
 
     def __init__(self, port: int = 0, names: tuple[str, ...] = ("default",)) -> None:
         self.control_planes = {name: str(uuid.uuid4()) for name in names}
@@ -57,6 +60,8 @@ class FakeControlPlane:
         self.version = 0
         self.nodes: Callable[[], list[dict[str, Any]]] = lambda: [node(version=self.version)]
         self.answers: dict[tuple[str, str], tuple[int, Any]] = {}
+        self.silent: set[tuple[str, str]] = set()
+        self.before_silence: Callable[[], object] = lambda: None
         self.requests: list[tuple[str, str, Any, dict[str, str]]] = []
         fake = self
 
@@ -65,6 +70,10 @@ class FakeControlPlane:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 status, answer = fake.answer(self.command, self.path, body, dict(self.headers))
+                if (self.command, "/" + urlsplit(self.path).path.rpartition("/")[2]) in fake.silent:
+                    fake.before_silence()
+                    self.close_connection = True
+                    return
                 data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(0 if status == 204 else len(data)))

@@ -34,6 +34,20 @@ def test_a_wrong_option_is_an_error_like_any_other(recipe: Recipe) -> None:
     assert "try: recipe sync --help" in result.err
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(["sync"], "--wait-timeout"), (["dump"], "--timeout"), (["up", "no-such-recipe"], "--wait-timeout")],
+)
+def test_what_no_clock_reaches_is_no_number_of_seconds(
+    recipe: Recipe, plane: FakeControlPlane, command: list[str], option: str, seconds: str
+) -> None:
+    result = recipe(*command, option, seconds)
+    assert result.code == 1
+    assert f"Invalid value for '{option}': {seconds} is not" in result.err
+    assert plane.requests == []
+
+
 def test_nobody_there_says_what_was_tried_and_what_to_do(recipe: Recipe, tmp_path: Path) -> None:
     fake = FakeControlPlane()
     fake.server.server_close()

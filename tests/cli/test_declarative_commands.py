@@ -76,6 +76,17 @@ def test_the_control_planes_faults_lead_to_file_and_line(recipe: Recipe, plane: 
     ]
 
 
+def test_the_other_place_of_what_is_declared_twice_is_a_line_too(
+    recipe: Recipe, plane: FakeControlPlane, file: File
+) -> None:
+    one, two = file(KONG, "1.yaml"), file("services:\n  - name: one\n    host: b.test\n", "2.yaml")
+    message = "name: this name is declared twice: also at services[0]"
+    fault = {"path": ["services", 1, "name"], "entity": "service one", "field": "name", "message": message}
+    plane.answers["POST", "/apply"] = (400, {"message": "no", "errors": [{**fault, "also": ["services", 0]}]})
+    result = recipe("sync", one, two)
+    assert f"error: {two}:2: service one: name: this name is declared twice: also at {one}:3\n" in result.err
+
+
 def test_values_of_the_environment_are_masked_in_plans_and_errors(
     recipe: Recipe, plane: FakeControlPlane, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +145,19 @@ def test_dump_gives_yaml_that_reads_the_same_and_keeps_files(
     assert "exists already" in recipe("dump", "-o", target).err
     assert recipe("dump", "-o", target, "--yes", "--format", "json").code == 0
     assert json.loads(target.read_text()) == plane.document
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_what_looks_like_an_expression_is_no_way_to_the_secrets_of_whoever_syncs_a_dump(
+    recipe: Recipe, plane: FakeControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    stored = {"_format_version": "3.0", "services": [{"name": "s", "tags": ['${{ env "DECK_X" }}'], "host": "h"}]}
+    plane.document = stored
+    target = tmp_path / f"dump.{form}"
+    assert recipe("dump", "--format", form, "-o", target).code == 0
+    monkeypatch.setenv("DECK_X", "the-secret")
+    assert recipe("sync", target).code == 0
+    assert plane.sent("POST", "/apply")[0]["document"] == stored
 
 
 def test_validate_names_every_fault_and_needs_no_control_plane(recipe: Recipe, file: File) -> None:

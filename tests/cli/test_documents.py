@@ -5,10 +5,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cli.documents import DocumentFault, DuplicateKey, Mark, read_yaml, resolve, write_yaml
+from cli.documents import DocumentFault, DuplicateKey, Form, Mark, read_yaml, resolve, write_yaml, written
+from cli.files import parse_text
+from cli.templates import OPEN
 
 
 def read(text: str) -> Any:
@@ -174,6 +176,22 @@ def test_what_was_written_as_yaml_comes_back(data: dict[str, Any]) -> None:
     value, mark = read_yaml(write_yaml(data), "f.yaml")
     assert value == data
     _same_shape(value, mark)
+
+
+_expression_like = st.text(alphabet="${}#`\"'\\ \n\tx-:é\x00", max_size=40)
+_pieces = st.lists(st.sampled_from(["${{", "}}", "#", "\n", " ", "`", '"', "word " * 30, "é", "\0"]), max_size=12)
+_hostile = st.one_of(_expression_like, _pieces.map("".join), st.text())
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+@given(st.dictionaries(_hostile, _hostile | st.lists(_hostile), max_size=3))
+@example({"a": "# ${{ env `DECK_X` }}\n  # ${{\n"})
+@example({"a": "word " * 25 + "\x00" + "word " * 25 + "\n # ${{ word" + " word" * 40})
+def test_what_was_written_as_a_dump_comes_back_through_the_expressions(form: Form, data: dict[str, Any]) -> None:
+    text = written(data, form)
+    assert parse_text(text, "dump", {}).document == data
+    # decK's templates know no comments: there must not be one that hides an expression.
+    assert not [line for line in text.split("\n") if line.lstrip().startswith("#") and OPEN in line]
 
 
 def _same_shape(value: Any, mark: Mark) -> None:

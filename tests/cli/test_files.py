@@ -90,6 +90,27 @@ def test_the_first_of_two_single_values_wins(file: File) -> None:
     assert read_files([str(one), str(two)], {}).document == {"_transform": True}
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("services: [{name: a}]", "services: {a: b}", "services is a map here, but a list in {one}:2"),
+        ("services: {a: b}", "services: [{name: a}]", "services is a list here, but a map in {one}:2"),
+        ("services: text", "services: [{name: a}]", "services is a list here, but a single value in {one}:2"),
+        ("_info: {select_tags: [a]}", "_info: {select_tags: b}", "_info.select_tags is a single value here"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_with_both_places(file: File, first: str, second: str, message: str) -> None:
+    one, two = file(f"_transform: true\n{first}\n", "1.yaml"), file(f"\n\n{second}\n", "2.yaml")
+    (found,) = faults_of(one, two)
+    assert found.startswith(f"{two}:3: {message.format(one=one)}")
+
+
+@pytest.mark.parametrize("texts", [("services:", "services: [{name: a}]"), ("services: [{name: a}]", "services:")])
+def test_what_is_empty_in_one_file_comes_from_the_other(file: File, texts: tuple[str, str]) -> None:
+    one, two = file(f"_transform: true\n{texts[0]}\n", "1.yaml"), file(f"{texts[1]}\n", "2.yaml")
+    assert read_files([str(one), str(two)], {}).document["services"] == [{"name": "a"}]
+
+
 def test_files_for_two_control_planes_do_not_go_together(file: File) -> None:
     one, two = (
         file("_konnect: {control_plane_name: a}\n", "1.yaml"),

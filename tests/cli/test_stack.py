@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cli import layout
-from cli.errors import CliError, Faults, NotLive
+from cli.errors import CliError, Faults, Interrupted, NotLive, OutcomeUnknown
 from cli.layout import CONTROL_PLANE, NODE, SIMULATOR, Wish
 from cli.output import Output
 from cli.ports import is_free
@@ -315,6 +315,19 @@ def test_down_after_a_down_that_was_broken_off_says_nothing_of_a_control_plane_t
     assert left is not None
     notes = take_down(stage.folder, left, stage.output, keep_control_plane=False).notes
     assert notes == ["control-plane was not running any more"]
+
+
+def test_down_ends_when_interrupted_and_goes_on_when_an_answer_is_lost(stage: Stage) -> None:
+    state = stage.up().state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cli.stack.reset_entities", lambda *_, **__: (_ for _ in ()).throw(Interrupted("broken off")))
+        with pytest.raises(Interrupted):
+            take_down(stage.folder, state, stage.output, keep_control_plane=False)
+        assert len(stage.alive()) == 3
+        patch.setattr("cli.stack.reset_entities", lambda *_, **__: (_ for _ in ()).throw(OutcomeUnknown("in doubt")))
+        teardown = take_down(stage.folder, state, stage.output, keep_control_plane=False)
+    assert teardown.notes == ["in doubt"]
+    assert stage.alive() == []
 
 
 def test_down_can_keep_the_control_plane_and_takes_only_what_is_tagged(stage: Stage) -> None:

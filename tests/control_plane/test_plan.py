@@ -17,7 +17,7 @@ from control_plane.planned import Plan
 from control_plane.snapshot import build
 from gateway_schema.document import Document, canonical, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
-from gateway_schema.violations import SchemaViolation
+from gateway_schema.violations import SchemaViolation, render_path
 from tests.control_plane.everything import everything
 from tests.thorough import times
 
@@ -241,6 +241,30 @@ def test_what_is_declared_twice_is_refused(document: dict[str, Any], existing: b
         world.apply({"services": [service("a")], "consumers": [{"username": "a"}], "plugins": [{"name": "key-auth"}]})
     with pytest.raises(DocumentRefused, match="declared twice"):
         world.plan(document)
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "also"),
+    [
+        (
+            {"services": [service("a", id=ID.format(1)), service("b", id=ID.format(1))]},
+            ["services", 1],
+            ["services", 0],
+        ),
+        ({"services": [service("a"), service("a")]}, ["services", 1, "name"], ["services", 0]),
+        (
+            {"consumers": [{"username": "a", "keyauth_credentials": [{"key": "k"}, {"key": "k"}]}]},
+            ["consumers", 0, "keyauth_credentials", 1, "key"],
+            ["consumers", 0, "keyauth_credentials", 0],
+        ),
+    ],
+)
+def test_what_is_declared_twice_names_both_places(document: dict[str, Any], path: list[Any], also: list[Any]) -> None:
+    with pytest.raises(DocumentRefused) as caught:
+        World().plan(document)
+    (found,) = caught.value.faults
+    assert (found["path"], found["also"]) == (path, also)
+    assert found["message"].endswith(f"at {render_path(also)}")
 
 
 def test_secrets_are_masked_in_a_plan_and_a_changed_one_says_so() -> None:
