@@ -166,7 +166,8 @@ class Repository:
         for name, value in filters.equals.items():
             yield self._equals(row, table, name, value)
         for name, value in filters.contains.items():
-            yield table.c[name].contains(value, autoescape=True)
+            # Not LIKE, for which SQLite's letters are the same whatever their case.
+            yield func.replace(table.c[name], value, "") != table.c[name]
         if filters.tags:
             tagged = select(ENTITY_TAGS.c.entity_id).where(
                 ENTITY_TAGS.c.control_plane_id == self._control_plane_id,
