@@ -28,10 +28,11 @@ from control_plane import content
 from control_plane.errors import DocumentRefused, fault
 from control_plane.holdings import Holdings, Row, unique_key
 from control_plane.ownership import NOBODY, Owners, OwnerSet, words
+from control_plane.partials import check_links, displaced
 from control_plane.planned import Plan, label, parent_names, title
 from gateway_schema.base import canonical_id
 from gateway_schema.document import Declaration, Item
-from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
+from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, render_path
 
 Mode = Literal["sync", "apply", "reset"]
@@ -189,6 +190,7 @@ class _Planner:
         try:
             written = content.admitted(row, written, before.written if before else None)
             complete = content.complete(row, written)
+            check_links(row, written, self._partial_type)
         except SchemaViolation as error:
             for violation in error.violations:
                 self._fault(item, violation)
@@ -251,6 +253,12 @@ class _Planner:
         self._uses.append((item, name, held))
         return held.id
 
+    def _partial_type(self, entity_id: str) -> str | None:
+        """As the document says it, or else as it is. Partials are declared before plugins."""
+        declared, held = self._items["partials"].get(entity_id), self._holdings.of("partials").get(entity_id)
+        kind = declared.body.get("type") if declared is not None else held.written["type"] if held is not None else None
+        return kind if isinstance(kind, str) and kind in PARTIALS.configs else None  # others are faults of their own
+
     def _unknown(self, parent: EntityType, key: str) -> str:
         known: set[str] = set()
         for field_name in parent.match:
@@ -287,6 +295,7 @@ class _Planner:
                 text = f"{held.type.kind} '{label(held)}' is not in the document, so this sync would delete it"
                 self._fault(item, Violation((name,), text))
         self._check_left_behind(going)
+        self._check_partials(going)
         self._check_unique(going)
         changed = [*self._plan.creates, *self._plan.deletes, *(after for _, after in self._plan.updates)]
         self._plan.names = parent_names(changed, lambda kind, target: self._holdings.of(kind).get(target))
@@ -362,6 +371,17 @@ class _Planner:
                         continue
                     for target in ids & listed.ids(held.written.get(name)):
                         self._conflict(self._holdings.of(parent.name)[target], held)
+
+    def _check_partials(self, going: set[tuple[str, str]]) -> None:
+        """A partial that changes its type may be out of place in plugins that stay as they are."""
+        changed = [(old, new) for old, new in self._plan.updates if new.type is PARTIALS]
+        moved = [new for old, new in changed if old.written["type"] != new.written["type"]]
+        settled = going | {(after.type.name, after.id) for _, after in self._plan.updates}
+        for partial in moved:
+            staying = [row for row in self._holdings.of("plugins").values() if (row.type.name, row.id) not in settled]
+            users = [row for row in staying if partial.id in PLUGINS.lists["partials"].ids(row.written.get("partials"))]
+            for violation in displaced(users, partial):
+                self._fault(self._items["partials"][partial.id], violation)
 
     def _conflict(self, gone: Row, held: Row) -> None:
         entity = f"{gone.type.kind} {label(gone)}"

@@ -42,9 +42,10 @@ from control_plane.models import (
     reference_column,
     unique_columns,
 )
+from control_plane.partials import displaced, link_faults
 from control_plane.secrets import MASK, Cipher
 from gateway_schema.base import canonical_id, is_secret
-from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
+from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import SchemaViolation, Violation
 
 _CHUNK = 500
@@ -168,7 +169,8 @@ class Repository:
         for name, value in filters.equals.items():
             yield self._equals(row, table, name, value)
         for name, value in filters.contains.items():
-            yield table.c[name].contains(value, autoescape=True)
+            # Not LIKE, for which SQLite's letters are the same whatever their case.
+            yield func.replace(table.c[name], value, "") != table.c[name]
         if filters.tags:
             tagged = select(ENTITY_TAGS.c.entity_id).where(
                 ENTITY_TAGS.c.control_plane_id == self._control_plane_id,
@@ -268,6 +270,7 @@ class Repository:
         created_at = before.created_at if before else row.time(_given_time(body) or now)
         after = Row(row, entity_id, written, created_at, now, complete)
         await self._check_references(after)
+        await self._check_partials(after, before)
         await self._check_unique(after, before)
         if before is not None:
             await self.write(Changes(updates=[(before, after)]))
@@ -332,6 +335,18 @@ class Repository:
             query = select(table.c.id).where(self._mine(table), table.c.id == target_id)
             if (await self._session.execute(query)).scalar_one_or_none() is None:
                 raise ForeignKeyMissing(name, target_id, parent.type)
+
+    async def _check_partials(self, row: Row, before: Row | None) -> None:
+        """A plugin's partials stand where it takes them, also once one of them has another type."""
+        if row.type is PARTIALS and before is not None and before.written["type"] != row.written["type"]:
+            faults = displaced(await self.listing(PLUGINS, "partials", row.id), row)
+        elif row.type is PLUGINS:
+            linked = await self.of_ids(PARTIALS, sorted(PLUGINS.lists["partials"].ids(row.written.get("partials"))))
+            faults = link_faults(row.written, {partial.id: partial.written["type"] for partial in linked}.get)
+        else:
+            return
+        if faults:
+            raise SchemaFault(faults)
 
     async def _check_unique(self, row: Row, before: Row | None) -> None:
         """A value that the row has already is nobody else's."""

@@ -8,7 +8,7 @@ object without `additionalProperties` for a record and sends an empty one, so re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from control_plane import content
 from control_plane.errors import NotFound, SchemaFault
 from control_plane.fields import Field, Value, fields_of, own_defaults
+from control_plane.partials import check_links, places_of
 from gateway_schema.base import REFERENCEABLE
 from gateway_schema.plugins import PLUGINS
 from gateway_schema.plugins.base import PluginConfig
@@ -47,10 +48,8 @@ def plugin_schema(name: str) -> dict[str, Any]:
         "fields": [{"protocols": _protocols(config_class)}, *scopes, {"config": config}],
         "entity_checks": [],
     }
-    places: dict[str, list[str]] = {}
-    for kind, place in _partial_places(config_class, "config"):
-        places.setdefault(kind, []).append(place)
-    return shown | {"supported_partials": places} if places else shown
+    places = places_of(config_class)
+    return shown | {"supported_partials": {kind: list(paths) for kind, paths in places.items()}} if places else shown
 
 
 @cache
@@ -89,6 +88,7 @@ def validate(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
     try:
         written = content.generate(row, content.written_form(row, body))
         content.complete(row, content.admitted(row, written, None))
+        check_links(row, written, lambda _: None)
     except SchemaViolation as error:
         raise SchemaFault(error.violations) from None
     return VALID
@@ -107,20 +107,6 @@ def _config_schema(name: str, kind: str) -> dict[str, Any]:
         raise NotFound(f"No {name.removesuffix('s')} named '{kind}'")
     config = {"type": "record", "required": True, "fields": _lua_fields(config_class)}
     return {"name": kind, "fields": [{"config": config}]}
-
-
-def _partial_places(model: type[BaseModel], path: str) -> Iterator[tuple[str, str]]:
-    """Where a partial can stand in a configuration: at every record of a partial's class, the outermost of them."""
-    kinds = {config: kind for kind, config in _row("partials").configs.items()}
-    for item in fields_of(model):
-        value, place = item.value, f"{path}.{item.name}"
-        if value.kind == "array" and value.element is not None:
-            value, place = value.element, f"{place}[]"
-        for record in value.records:
-            if record in kinds:
-                yield kinds[record], place
-            elif value.kind == "record":
-                yield from _partial_places(record, place)
 
 
 # -- Kong's dialect: lists of one-key objects

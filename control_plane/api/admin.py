@@ -22,7 +22,7 @@ from starlette.types import Scope as Connection
 
 from control_plane.api.admin_bodies import Form, read_body, typed
 from control_plane.api.admin_calls import Call, resource
-from control_plane.api.admin_certificates import Certificates
+from control_plane.api.admin_certificates import NamedCertificates
 from control_plane.api.admin_errors import error_response, routing_response
 from control_plane.api.admin_gateway import gateway_routes
 from control_plane.api.admin_routes import Routes
@@ -84,7 +84,7 @@ class EntityFace:
 
 def _shared(row: EntityType, field: str | None) -> Collection:
     if field is None and row is CERTIFICATES:
-        return Certificates()
+        return NamedCertificates()
     if field is None and row is CONSUMER_GROUPS:
         return Groups()
     return Routes(row, field) if row is ROUTES else Collection(row, field)

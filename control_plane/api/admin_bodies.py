@@ -19,6 +19,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from control_plane.api.exchange import json_object
+from control_plane.api.openapi import TRANSIENT
 from control_plane.content import config_class
 from control_plane.errors import BadRequest
 from gateway_schema.registry import EntityType
@@ -27,8 +28,6 @@ FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 _MAX_FIELDS = 1000
 _MAX_DEPTH = 32
-_TRANSIENT: Mapping[tuple[str, str], Any] = {("certificates", "snis"): list[str]}
-"""What may be written of an entity without being one of its fields."""
 _KEY_PART = re.compile(r"([^.\[\]]+)|\[(\d*)\]")
 
 
@@ -57,7 +56,7 @@ def typed(row: EntityType, form: Form, kind: str | None = None) -> dict[str, Any
             result[name] = _record((config,), value) if isinstance(value, dict) else value
         else:
             field = row.model.model_fields.get(name)
-            result[name] = _typed(field.annotation if field else _TRANSIENT.get((row.name, name), Any), value)
+            result[name] = _typed(field.annotation if field else TRANSIENT.get(row.name, {}).get(name, Any), value)
     return result
 
 

@@ -157,14 +157,14 @@ class Collection:
 
     def _filters(self, query: Mapping[str, str], scope: Scope | None) -> Filters:
         tags, any_tag = read_tags(query) if scope is None else ((), False)
-        equals, contains = {}, {}
+        equals: dict[str, str] = {}
+        contains: dict[str, str] = {}
         for field in _FILTERED.get(self._row.name, ()):
-            if (value := query.get(f"filter[{field}][eq]") or query.get(f"filter[{field}]")) is not None:
-                equals[field] = value
-            if (value := query.get(f"filter[{field}][contains]")) is not None:
-                contains[field] = value
+            for option, filters in (("", equals), ("[eq]", equals), ("[contains]", contains)):
+                if (value := query.get(f"filter[{field}]{option}")) is not None:
+                    filters[field] = _filter_value(f"filter[{field}]{option}", value)
         if self._row.name == "consumers" and (custom_id := query.get("custom_id")) is not None:
-            equals["custom_id"] = custom_id
+            equals["custom_id"] = _filter_value("custom_id", custom_id)
         return Filters(tags, any_tag, equals, contains, scope)
 
 
@@ -227,9 +227,9 @@ def _queries(row: EntityType, field: str | None) -> dict[str, Mapping[str, Any]]
     if field is None:
         shown["tags"] = {"type": "string", "minLength": 1, "description": "`a,b`: all of them; `a/b`: any"}
     for name in _FILTERED.get(row.name, ()):
-        shown |= {f"filter[{name}][{operator}]": {"type": "string"} for operator in ("eq", "contains")}
+        shown |= {f"filter[{name}][{operator}]": {"type": "string", "minLength": 1} for operator in ("eq", "contains")}
     if row.name == "consumers":
-        shown["custom_id"] = {"type": "string"}
+        shown["custom_id"] = {"type": "string", "minLength": 1}
     return shown
 
 
@@ -273,6 +273,15 @@ def read_offset(query: Mapping[str, str]) -> str | None:
 
 def write_offset(entity_id: str) -> str:
     return base64.urlsafe_b64encode(orjson.dumps(entity_id)).decode().rstrip("=")
+
+
+def _filter_value(option: str, text: str) -> str:
+    """An empty one would be met by nothing, or by all: nobody means that. Raises InvalidOptions."""
+    if not text:
+        raise InvalidOptions(option, "cannot be empty")
+    if "\x00" in text:  # PostgreSQL's texts cannot hold it
+        raise InvalidOptions(option, "invalid filter syntax")
+    return text
 
 
 def read_tags(query: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:

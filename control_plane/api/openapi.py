@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from control_plane.api.answers import Answer, Listed, Problem
@@ -28,6 +28,9 @@ _REF = "#/components/schemas/"
 CONFLICT: dict[int | str, dict[str, Any]] = {409: {"description": "Something else has it, or has changed it"}}
 MISSING: dict[int | str, dict[str, Any]] = {404: {"description": "The body names what is not there"}}
 REFUSED: dict[int | str, dict[str, Any]] = {400: {"description": "It cannot be done to this one"}}
+
+TRANSIENT: Mapping[str, Mapping[str, Any]] = {"certificates": {"snis": list[str] | None}}
+"""What may be written of an entity of a kind without being one of its fields, with its type."""
 
 _DONE: Mapping[int, str] = {200: "Done", 201: "Made"}
 _MEANINGS: Mapping[int, str] = {
@@ -65,6 +68,9 @@ def _entity(note: Mapping[str, Any]) -> dict[str, Any]:
     for name in row.model.shorthands:
         kind = {"type": "boolean"} if name.startswith("skip_") else {"type": "string"}
         schema["properties"][name] = {**kind, "writeOnly": True, "title": name.replace("_", " ").title()}
+    for name, annotation in TRANSIENT.get(row.name, {}).items():
+        kind = TypeAdapter(annotation).json_schema()
+        schema["properties"][name] = {**kind, "writeOnly": True, "title": name.title()}
     schema.pop("required", None)
     return {**schema, "required": note["required"]} if note["required"] else schema
 

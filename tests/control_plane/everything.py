@@ -33,7 +33,7 @@ def _document() -> dict[str, Any]:
         ],
         "ca_certificates": [{"id": AUTHORITY, "cert": certificate_pem("authority", authority=True)}],
         "vaults": [{"prefix": "my-env", "name": "env", "config": {"prefix": "SECRET_"}, "description": "from outside"}],
-        "partials": [{"name": "cache", "type": "redis-ce", "config": {"host": "redis.test", "password": "p"}}],
+        "partials": [{"name": "cache", "type": "vectordb", "config": _vectors()}],
         "key_sets": [{"name": "signing"}],
         "keys": [
             {"name": "k1", "kid": "k1", "set": {"name": "signing"}, "jwk": '{"kty":"oct","kid":"k1","k":"c2VjcmV0"}'},
@@ -91,11 +91,11 @@ def _document() -> dict[str, Any]:
         "plugins": [
             {"name": "key-auth", "instance_name": "everywhere"},
             {
-                "name": "ai-prompt-decorator",
+                "name": "ai-proxy-advanced",
                 "service": "billing",
                 "consumer_group": "gold",
-                "config": _decorator("both"),
-                "partials": [{"name": "cache", "path": "config"}],
+                "config": {"targets": [{"route_type": "llm/v1/chat", "model": {"provider": "openai", "name": "m"}}]},
+                "partials": [{"name": "cache", "path": "config.vectordb"}],
             },
         ],
     }
@@ -103,3 +103,7 @@ def _document() -> dict[str, Any]:
 
 def _decorator(text: str) -> dict[str, Any]:
     return {"prompts": {"prepend": [{"role": "system", "content": text}]}}
+
+
+def _vectors() -> dict[str, Any]:
+    return {"strategy": "pgvector", "dimensions": 3, "distance_metric": "cosine", "pgvector": {"password": "p"}}

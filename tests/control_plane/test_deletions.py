@@ -38,10 +38,12 @@ async def test_lists_name_only_what_is_there(client: Client) -> None:
     body = {"host": "h.test", "protocol": "https", "ca_certificates": [AUTHORITY]}
     refused = await client.call("POST", "services", body, 400)
     assert (refused["code"], refused["fields"]) == (4, {"ca_certificates": {"id": AUTHORITY}})
-    plugin = {"name": "key-auth", "partials": [{"name": "nobody"}]}
+    document = everything()
+    [cache], [_, plugin] = document["partials"], document["plugins"]
+    plugin = {"name": plugin["name"], "config": plugin["config"], "partials": [{"name": "nobody"}]}
     assert (await client.call("POST", "plugins", plugin, 400))["code"] == 13
-    partial = await client.call("POST", "partials", {"name": "cache", "type": "redis-ce"}, 201)
-    plugin["partials"] = [{"name": "cache", "path": "config"}]
+    partial = await client.call("POST", "partials", cache, 201)
+    plugin["partials"] = [{"name": "cache"}]
     created = await client.call("POST", "plugins", plugin, 201)
     assert [link["id"] for link in created["partials"]] == [partial["id"]]
 

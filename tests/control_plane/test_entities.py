@@ -369,6 +369,10 @@ async def test_pages_follow_one_another_and_survive_deletions(client: Client) ->
         ({"tags": "a,b/c"}, 11, "invalid option (tags: invalid filter syntax)"),
         ({"tags": "a,b,c,d,e,f"}, 11, "invalid option (tags: cannot query more than 5 tags)"),
         ({"tags": ""}, 11, "invalid option (tags: cannot be null)"),
+        ({"filter[name][eq]": ""}, 11, "invalid option (filter[name][eq]: cannot be empty)"),
+        ({"filter[name]": ""}, 11, "invalid option (filter[name]: cannot be empty)"),
+        ({"filter[name][contains]": ""}, 11, "invalid option (filter[name][contains]: cannot be empty)"),
+        ({"filter[name][contains]": "\x00"}, 11, "invalid option (filter[name][contains]: invalid filter syntax)"),
     ],
 )
 async def test_wrong_list_parameters_are_refused(
@@ -405,6 +409,22 @@ async def test_lists_filter_by_name_and_custom_id(client: Client) -> None:
     assert len((await client.get("services", {"filter[name][eq]": "billing"}))["data"]) == 1
     assert [entity["username"] for entity in (await client.get("consumers", {"custom_id": "7"}))["data"]] == ["bob"]
     assert (await client.get("consumers", {"custom_id": "8"}))["data"] == []
+    for text in ("", "\x00"):
+        assert (await client.get("consumers", {"custom_id": text}, 400))["code"] == 11
+
+
+@pytest.mark.parametrize("operator", ["eq", "contains"])
+async def test_a_filter_by_name_tells_upper_from_lower_case_and_has_no_wildcards(client: Client, operator: str) -> None:
+    for name in ("alphaX1", "ALPHA", "a_pha", "ALPHA.2"):
+        await client.call("POST", "services", {"name": name, "host": "a.test"}, 201)
+
+    async def found(text: str) -> set[str]:
+        listed = await client.get("services", {f"filter[name][{operator}]": text})
+        return {entity["name"] for entity in listed["data"]}
+
+    assert await found("ALPHA") == ({"ALPHA"} if operator == "eq" else {"ALPHA", "ALPHA.2"})
+    assert await found("a_pha") == {"a_pha"}
+    assert await found("%") == set()
 
 
 async def test_two_control_planes_hold_the_same_ids_and_names_and_delete_alone(client: Client) -> None:

@@ -44,7 +44,7 @@ async def test_a_dump_stands_where_deck_expects_it(client: Client) -> None:
     assert [plugin["name"] for plugin in gold["plugins"]] == ["ai-prompt-decorator"]
     both = next(plugin for plugin in dumped["plugins"] if plugin.get("service"))
     assert (both["service"], both["consumer_group"]) == ("billing", "gold")
-    assert both["partials"] == [{"name": "cache", "path": "config"}]
+    assert both["partials"] == [{"name": "cache", "path": "config.vectordb"}]
     assert "cert_digest" not in dumped["ca_certificates"][0]
     assert {target["target"] for target in dumped["upstreams"][0]["targets"]} >= {
         "a.test:8080",
