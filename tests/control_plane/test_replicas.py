@@ -350,6 +350,20 @@ async def test_a_control_plane_that_is_deleted_through_one_is_gone_from_both(pai
     await until(lambda: pair.id not in pair.second.plane.snapshots.served())
 
 
+async def test_the_history_counts_from_the_entry_before_whichever_replica_made_it(pair: Pair) -> None:
+    await pair.write(pair.first, "single")
+    await pair.first.plane.history.close()
+    listed = [{"name": f"applied-{number}", "url": "http://applied.internal"} for number in range(3)]
+    document = {"_format_version": "3.0", "services": listed}
+    await pair.second.call("POST", f"{pair.path}/apply", {"document": document, "commit": True})
+    await pair.second.plane.history.settled(pair.id)
+    await pair.write(pair.first, "another")
+    await pair.first.plane.history.close()
+    kept = (await pair.first.call("GET", f"{pair.path}/snapshots"))["data"]
+    counts = [tuple(entry["summary"][name] for name in ("creating", "updating", "deleting")) for entry in kept]
+    assert counts == [(1, 0, 0), (3, 0, 1), (1, 0, 0)]
+
+
 # -- certificates
 
 
