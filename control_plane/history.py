@@ -210,7 +210,7 @@ class History:
 
     async def _enter(self, state: State, hash_: str | None, author: str | None, action: str) -> None:
         control_plane_id = state.holdings.control_plane_id
-        previous = self._last.get(control_plane_id) or await self._previous(control_plane_id, state.version)
+        previous = await self._previous(control_plane_id, state.version)
         sealed, hash_, summary = await asyncio.to_thread(self._pack, state, previous, hash_)
         async with self._database.writing() as session:
             written_us = state.as_of_us
@@ -301,9 +301,15 @@ class History:
             return (await session.execute(query)).first() is not None
 
     async def _previous(self, control_plane_id: str, version: int) -> State | None:
+        """What the entry before a version holds. The last one that this process knows may have been followed by another
+        replica's."""
+        known = self._last.get(control_plane_id)
         async with self._database.reading() as session:
             found = await self.entries(session, control_plane_id, version, 1)
-            return await self.state(session, control_plane_id, found[0].version) if found else None
+            newest = found[0].version if found else 0
+            if known is not None and newest <= known.version < version:
+                return known
+            return await self.state(session, control_plane_id, newest) if found else None
 
 
 def _now_us() -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Table, Update, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from control_plane.clock import DatabaseTime
 from control_plane.database import Database
 from control_plane.models import Node
 
@@ -35,6 +36,7 @@ class _Word:
     node_id: str
     stream: str
     also_offline: bool
+    seen: bool
     values: Mapping[str, Any]
     written: asyncio.Future[bool]
 
@@ -52,14 +54,22 @@ class NodeRows:
         self._rounds: asyncio.Task[None] | None = None
 
     async def update(
-        self, control_plane_id: str, node_id: str, stream: str, values: Mapping[str, Any], *, also_offline: bool
+        self,
+        control_plane_id: str,
+        node_id: str,
+        stream: str,
+        values: Mapping[str, Any],
+        *,
+        also_offline: bool,
+        seen: bool = False,
     ) -> bool:
         """Set columns of a node's row if the row is this stream's; `also_offline`: or if it says offline.
 
-        Returns whether there was such a row. A cancellation ends only the waiting.
+        `seen`: the node was heard of, now by the database's clock. Returns whether there was such a row. A
+        cancellation ends only the waiting.
         """
         written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Word(control_plane_id, node_id, stream, also_offline, values, written))
+        self._waiting.append(_Word(control_plane_id, node_id, stream, also_offline, seen, values, written))
         if self._rounds is None:
             self._rounds = asyncio.create_task(self._write_rounds(), name="write nodes")
         return await asyncio.shield(written)
@@ -110,12 +120,12 @@ async def _executed(connection: AsyncConnection, word: _Word, lazily: bool) -> b
         "b_stream": word.stream,
         **{f"v_{name}": value for name, value in word.values.items()},
     }
-    statement = _statement(tuple(word.values), word.also_offline, lazily)
+    statement = _statement(tuple(word.values), word.also_offline, word.seen, lazily)
     return (await connection.execute(statement, given)).first() is not None
 
 
 @cache
-def _statement(names: tuple[str, ...], also_offline: bool, lazily: bool) -> Update:
+def _statement(names: tuple[str, ...], also_offline: bool, seen: bool, lazily: bool) -> Update:
     """Made once for each set of columns: putting a statement together takes longer than running it.
 
     `lazily`: the transaction that it is in will not wait for the disk. Said in the statement itself, as a condition
@@ -123,11 +133,12 @@ def _statement(names: tuple[str, ...], also_offline: bool, lazily: bool) -> Upda
     """
     nodes = _NODES.c
     its = nodes.stream == bindparam("b_stream")
+    times = {"last_seen": DatabaseTime(), "updated_at": DatabaseTime()} if seen else {}
     return (
         update(_NODES)
         .where(nodes.control_plane_id == bindparam("b_control_plane_id"), nodes.id == bindparam("b_id"))
         .where((its | (nodes.sync_state == "offline")) if also_offline else its)
         .where(*([_LAZILY] if lazily else []))
-        .values({name: bindparam(f"v_{name}", type_=nodes[name].type) for name in names})
+        .values({name: bindparam(f"v_{name}", type_=nodes[name].type) for name in names} | times)
         .returning(nodes.id)
     )

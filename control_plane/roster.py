@@ -5,6 +5,7 @@ node refused it, or cannot take it) or `offline` (no stream). The row of a node 
 
 Replicas share the table, and a node may move from one to another before the first has noticed that it left. So a row
 belongs to the stream that said hello last: what an older one still has to say, its end above all, changes nothing.
+Times are the database's, whose clock is the one that replicas share.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from sqlalchemy import delete
 
+from control_plane.clock import DatabaseTime
 from control_plane.database import Database
 from control_plane.errands import Errands
 from control_plane.models import Node
@@ -81,18 +83,16 @@ class Roster:
 
         Returns False when a newer stream of the node has the row.
         """
-        now = int(time.time())
-        seen = {"sync_state": state, "last_seen": now, "updated_at": now, "stream": who.stream, **values}
-        return await self._errands.run(self._record(who, seen))
+        return await self._errands.run(self._record(who, {"sync_state": state, "stream": who.stream, **values}))
 
     async def left(self, who: NodeId) -> None:
         """The node's stream ended; when it was last seen stays as it was."""
-        await self._errands.run(self._update(who, {"sync_state": "offline"}, also_offline=False))
+        await self._errands.run(self._update(who, {"sync_state": "offline"}, also_offline=False, seen=False))
 
-    async def prune(self, now: float) -> None:
+    async def prune(self) -> None:
         async with self._database.writing() as session:
             await session.execute(
-                delete(Node).where(Node.last_seen < int(now) - FORGET_AFTER_SECONDS),
+                delete(Node).where(Node.last_seen < DatabaseTime() - FORGET_AFTER_SECONDS),
                 execution_options={"synchronize_session": False},
             )
 
@@ -103,7 +103,7 @@ class Roster:
     async def _arrive(
         self, who: NodeId, hello: config_pb2.Hello, state: SyncState, error: dict[str, Any] | None
     ) -> None:
-        now = int(time.time())
+        now = DatabaseTime()
         values: dict[str, Any] = {
             "hostname": clean(hello.hostname, 256),
             "version": clean(hello.version, 64),
@@ -130,15 +130,15 @@ class Roster:
 
     async def _record(self, who: NodeId, values: dict[str, Any]) -> bool:
         # A row that says offline is anyone's: replicas may have heard two hellos in another order than they were said.
-        if await self._update(who, values, also_offline=True):
+        if await self._update(who, values, also_offline=True, seen=True):
             return True
         async with self._database.reading() as session:
             return await session.get(Node, (who.control_plane_id, who.node_id)) is None
 
-    async def _update(self, who: NodeId, values: dict[str, Any], *, also_offline: bool) -> bool:
+    async def _update(self, who: NodeId, values: dict[str, Any], *, also_offline: bool, seen: bool) -> bool:
         place = (who.control_plane_id, who.node_id, who.stream)
         with self._told(who, values) as word:
-            word.written = await self._rows.update(*place, values, also_offline=also_offline)
+            word.written = await self._rows.update(*place, values, also_offline=also_offline, seen=seen)
         return word.written
 
     @contextlib.contextmanager

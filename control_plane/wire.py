@@ -106,7 +106,7 @@ class Wire:
     async def _prune(self) -> None:
         now = time.time()
         await self._ingest.prune(int(now * 1e6) - self._plane.settings.analytics_retention_days * DAY_US)
-        await self._roster.prune(now)
+        await self._roster.prune()
         await audit.prune(self._plane.database, int(now * 1e6) - self._plane.settings.audit_retention_days * DAY_US)
 
 

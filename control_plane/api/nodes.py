@@ -23,6 +23,7 @@ from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
+from control_plane.clock import DatabaseTime
 from control_plane.discovery import Pace, version_problem
 from control_plane.errors import BadRequest, Conflict, NotFound
 from control_plane.models import REVOKED_CERTIFICATES, DataPlaneCertificate, Node
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["data planes"])
 
 _OFFLINE_AFTER_SECONDS = 3 * Pace().heartbeat + 5
+_SEEN = select(Node, DatabaseTime())
+"""Nodes, each with the database's time."""
 _NO_CERTIFICATE = "The requested certificate was not found."
 _COMPATIBILITY = {
     "kong_version_incompatible": "COMPATIBILITY_STATE_INCOMPATIBLE",
@@ -218,13 +221,13 @@ async def list_nodes(
         control_plane = await find(session, control_plane_id)
         of_this = Node.control_plane_id == control_plane.id
         total = (await session.execute(select(func.count()).select_from(Node).where(of_this))).scalar_one()
-        page = select(Node).where(of_this, Node.id > after.replace("\0", "")).order_by(Node.id).limit(size + 1)
-        rows = list((await session.execute(page)).scalars())
+        page = _SEEN.where(of_this, Node.id > after.replace("\0", "")).order_by(Node.id).limit(size + 1)
+        found = list(await session.execute(page))
     shown: dict[str, Any] = {"total_count": total}
-    if len(rows) > size:
-        shown["next"] = str(request.url.include_query_params(**{"page[after]": rows[size - 1].id}))
-    current = await _current_hash(plane, control_plane.id, rows)
-    return answer({"items": [_node(row, current) for row in rows[:size]], "page": shown})
+    if len(found) > size:
+        shown["next"] = str(request.url.include_query_params(**{"page[after]": found[size - 1][0].id}))
+    current = await _current_hash(plane, control_plane.id, [row for row, _ in found])
+    return answer({"items": [_node(row, now, current) for row, now in found[:size]], "page": shown})
 
 
 @router.get("/nodes/eol", responses=shows(answers.OutdatedNodes))
@@ -245,27 +248,29 @@ async def list_outdated_nodes(control_plane_id: str, plane: Plane, _: Reader) ->
 @router.get("/nodes/{node_id}", responses=shows(answers.NodeItem))
 async def get_node(control_plane_id: str, node_id: str, plane: Plane, _: Reader) -> Response:
     async with plane.database.reading() as session:
-        row = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
-    return answer({"item": _node(row, await _current_hash(plane, row.control_plane_id, [row]))})
+        row, now = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
+    return answer({"item": _node(row, now, await _current_hash(plane, row.control_plane_id, [row]))})
 
 
 @router.delete("/nodes/{node_id}", status_code=204)
 async def delete_node(control_plane_id: str, node_id: str, plane: Plane, caller: Writer) -> Response:
     """Forget a node. One that is still connected is back with its next connection."""
     async with plane.database.writing() as session:
-        row = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
+        row, _ = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
         what = ("nodes", row.id, row.hostname)
         await audit.record(session, caller, "delete", *what, control_plane_id=row.control_plane_id)
         await session.delete(row)
     return Response(status_code=204)
 
 
-async def _find_node(session: AsyncSession, control_plane_id: str, node_id: str) -> Node:
+async def _find_node(session: AsyncSession, control_plane_id: str, node_id: str) -> tuple[Node, int]:
+    """A row of `_SEEN`."""
     missing = "The requested node was not found."
-    row = await session.get(Node, (control_plane_id, _uuid(node_id, missing)))
-    if row is None:
+    query = _SEEN.where(Node.control_plane_id == control_plane_id, Node.id == _uuid(node_id, missing))
+    found = (await session.execute(query)).first()
+    if found is None:
         raise NotFound(missing)
-    return row
+    return found
 
 
 async def _current_hash(plane: ControlPlane, control_plane_id: str, rows: Sequence[Node]) -> str:
@@ -275,7 +280,7 @@ async def _current_hash(plane: ControlPlane, control_plane_id: str, rows: Sequen
     return (await plane.snapshots.get(control_plane_id)).snapshot.hash
 
 
-def _node(row: Node, current: str) -> dict[str, Any]:
+def _node(row: Node, now: int, current: str) -> dict[str, Any]:
     error = row.last_error
     return {
         "id": row.id,
@@ -287,24 +292,27 @@ def _node(row: Node, current: str) -> dict[str, Any]:
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "compatibility_status": _compatibility(error),
-        "sync_state": _sync_state(row, current),
+        "sync_state": _sync_state(row, now, current),
         "config_version": row.config_version,
         "workers": row.workers,
         "last_error": error,
     }
 
 
-def _sync_state(row: Node, current: str) -> str:
-    if is_offline(row):
+def _sync_state(row: Node, now: int, current: str) -> str:
+    if is_offline(row, now):
         return "offline"
     if row.sync_state == "in_sync" and row.config_hash != current:
         return "pending"  # what it runs was current when the row was written, and no longer is
     return row.sync_state
 
 
-def is_offline(row: Node) -> bool:
-    """No stream, or one that has been silent for longer than streams live: its replica may have been killed."""
-    return row.sync_state == "offline" or row.last_seen < time.time() - _OFFLINE_AFTER_SECONDS
+def is_offline(row: Node, now: int) -> bool:
+    """No stream, or one that has been silent for longer than streams live: its replica may have been killed.
+
+    `now`: the database's, from the statement that read the row.
+    """
+    return row.sync_state == "offline" or row.last_seen < now - _OFFLINE_AFTER_SECONDS
 
 
 def _compatibility(error: dict[str, Any] | None) -> dict[str, Any]:

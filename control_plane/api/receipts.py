@@ -17,6 +17,7 @@ from control_plane.api.konnect import find
 from control_plane.api.nodes import is_offline
 from control_plane.api.openapi import shows
 from control_plane.api.stems import StemRouter
+from control_plane.clock import DatabaseTime
 from control_plane.errors import NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
 from control_plane.models import ControlPlane, Node
@@ -29,7 +30,11 @@ _ELSEWHERE_SECONDS = 0.25
 """How often the nodes table is read for nodes that are connected to another replica."""
 _BREATH_SECONDS = 0.002
 _VERSION = select(ControlPlane.id, ControlPlane.config_version).where(ControlPlane.id == bindparam("id"))
-_NODES = select(Node.__table__).where(Node.control_plane_id == bindparam("control_plane_id")).order_by(Node.id)
+_NODES = (
+    select(Node.__table__, DatabaseTime().label("read_at"))
+    .where(Node.control_plane_id == bindparam("control_plane_id"))
+    .order_by(Node.id)
+)
 
 _BASE = "/v2/control-planes/{control_plane_id}"
 
@@ -123,5 +128,6 @@ async def _hash_of(plane: Plane, control_plane_id: str, version: int) -> str:
 async def _read(plane: Plane, control_plane_id: str, version: int, hash_: str) -> dict[str, Any]:
     async with plane.database.single() as connection:
         rows = (await connection.execute(_NODES, {"control_plane_id": control_plane_id})).all()
-    nodes = cast("list[Node]", rows)  # they have its columns as attributes, and are quicker to make
-    return plane.receipts.view(control_plane_id, version, hash_, [(node, not is_offline(node)) for node in nodes])
+    # They have a node's columns as attributes, and are quicker to make.
+    nodes = [(cast("Node", row), not is_offline(cast("Node", row), row.read_at)) for row in rows]
+    return plane.receipts.view(control_plane_id, version, hash_, nodes)

@@ -14,6 +14,7 @@ from sqlalchemy import select, text
 from control_plane.database import Database
 from control_plane.models import ControlPlane, Node
 from control_plane.node_rows import NodeRows
+from control_plane.roster import Roster
 
 STREAM = "s1"
 
@@ -147,3 +148,13 @@ async def test_what_was_said_is_written_though_nobody_waits_for_it(database: Dat
     asker.cancel()
     await rows.close()
     assert await versions(database, plane) == {node: 7}
+
+
+async def test_a_node_is_forgotten_once_it_was_not_heard_of_for_long(database: Database) -> None:
+    plane, nodes = await seen(database, 3)
+    rows, roster = NodeRows(database), Roster(database)
+    assert await rows.update(plane, nodes[0], STREAM, {"config_version": 7}, also_offline=True, seen=True)
+    assert await rows.update(plane, nodes[1], STREAM, {"config_version": 7}, also_offline=True)
+    await roster.prune()
+    assert await versions(database, plane) == {nodes[0]: 7}
+    await roster.close()

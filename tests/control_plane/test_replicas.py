@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import httpx
 import orjson
 import pytest
 from cryptography.fernet import Fernet
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from control_plane import replicas as room
 from control_plane import wire
@@ -24,7 +25,7 @@ from control_plane.app import create_app
 from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import StartError
 from control_plane.holdings import HoldingsCache
-from control_plane.models import Keyring
+from control_plane.models import Keyring, Node
 from control_plane.pins import read_certificate
 from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
@@ -350,6 +351,20 @@ async def test_a_control_plane_that_is_deleted_through_one_is_gone_from_both(pai
     await until(lambda: pair.id not in pair.second.plane.snapshots.served())
 
 
+async def test_the_history_counts_from_the_entry_before_whichever_replica_made_it(pair: Pair) -> None:
+    await pair.write(pair.first, "single")
+    await pair.first.plane.history.close()
+    listed = [{"name": f"applied-{number}", "url": "http://applied.internal"} for number in range(3)]
+    document = {"_format_version": "3.0", "services": listed}
+    await pair.second.call("POST", f"{pair.path}/apply", {"document": document, "commit": True})
+    await pair.second.plane.history.settled(pair.id)
+    await pair.write(pair.first, "another")
+    await pair.first.plane.history.close()
+    kept = (await pair.first.call("GET", f"{pair.path}/snapshots"))["data"]
+    counts = [tuple(entry["summary"][name] for name in ("creating", "updating", "deleting")) for entry in kept]
+    assert counts == [(1, 0, 0), (3, 0, 1), (1, 0, 0)]
+
+
 # -- certificates
 
 
@@ -447,6 +462,52 @@ async def test_a_node_is_not_called_in_sync_with_what_was_current_before(pair: P
         await pair.write(pair.second, "another")
         await pair.second.plane.snapshots.refresh(pair.id)
         assert await pair.state(pair.second, node) == "pending"
+
+
+# -- clocks that are apart
+
+
+@contextlib.contextmanager
+def clock_off_by(seconds: float) -> Iterator[None]:
+    """What happens inside happens on a machine whose clock is so wrong."""
+    right = time.time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: right() + seconds)
+        yield
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+async def test_a_connected_node_is_waited_for_whatever_the_clock_of_who_asks_says(pair: Pair, seconds: float) -> None:
+    async with channel(pair.first.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        await take(node)
+        await pair.shows(pair.first, node, "in_sync")
+        await pair.write(pair.second, "later")
+        await node.snapshot()  # and no answer
+        with clock_off_by(seconds):
+            version = (await pair.second.call("GET", f"{pair.path}/expected-config-version"))["expected_config_version"]
+            receipts = await pair.second.call("GET", f"{pair.path}/snapshots/{version}/receipts")
+            assert [shown["connected"] for shown in receipts["items"]] == [True]
+            assert not receipts["complete"]
+            assert await pair.state(pair.second, node) == "pending"
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+async def test_a_node_that_fell_silent_is_offline_whatever_the_clocks_say(pair: Pair, seconds: float) -> None:
+    async with channel(pair.first.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        with clock_off_by(seconds):
+            await node.hello()
+            await take(node)
+            await pair.shows(pair.first, node, "in_sync")
+        async with pair.second.plane.database.writing() as session:
+            await session.execute(update(Node).values(last_seen=Node.last_seen - 600))
+        for clock in (-7200, 0, 7200):
+            with clock_off_by(clock):
+                assert await pair.state(pair.second, node) == "offline"
+                listed = (await pair.second.call("GET", f"{pair.path}/nodes"))["items"]
+                assert [shown["sync_state"] for shown in listed] == ["offline"]
 
 
 # -- what replicas share
