@@ -18,10 +18,10 @@ from control_plane.api.konnect import find
 from control_plane.batches import Changes
 from control_plane.errors import Conflict
 from control_plane.history import State
-from control_plane.holdings import Holdings
+from control_plane.holdings import Holdings, Row
 from control_plane.ownership import NOBODY, Owners
 from control_plane.planned import Plan
-from control_plane.repository import Repository, check_may_hold_entities
+from control_plane.repository import Repository, as_id, check_may_hold_entities
 
 if TYPE_CHECKING:
     from control_plane.auth import Principal
@@ -64,6 +64,9 @@ class Undertaking:
                 governed=plan.governed,
             )
         if plan:
+            now = time.time()
+            plan.creates = [_begun(row, now) for row in plan.creates]
+            plan.updates = [(before, _begun(after, now)) for before, after in plan.updates]
             changes = Changes(plan.creates, plan.updates, plan.deletes)
             repository = Repository(self.session, self.control_plane_id, self.plane.cipher)
             version = await repository.write(changes)
@@ -91,18 +94,32 @@ class Undertaking:
             )
 
 
+def _begun(row: Row, now: float) -> Row:
+    """A period begins when it is written, which may be days after it was planned."""
+    if row.expires_at is None:
+        return row
+    return Row(row.type, row.id, row.written, row.created_at, row.type.time(now), row.complete)
+
+
 @contextlib.asynccontextmanager
 async def undertaking(
     plane: ControlPlane, control_plane_id: str, caller: Principal, *, commit: bool
 ) -> AsyncIterator[Undertaking]:
     """The transaction: alone with this control plane when it is for real. Raises NotFound, and BadRequest when the
-    control plane holds no entities: also who only looks is told what would be."""
+    control plane holds no entities: also who only looks is told what would be.
+
+    What is over is not there: deleted before when it is for real, so that its keys are free, else left out.
+    """
+    if commit and (known := as_id(control_plane_id)) is not None:
+        await plane.expiry.sweep(known)
     unit_of_work = plane.database.writing if commit else plane.database.reading
     async with unit_of_work() as session:
         control_plane = await find(session, control_plane_id, lock=commit)
         began_us = time.time_ns() // 1000
         check_may_hold_entities(control_plane.name, control_plane.cluster_type)
         holdings = await plane.holdings.load(session, control_plane.id, control_plane.config_version)
+        if not commit:
+            holdings = holdings.living(time.time())
         owners = await ownership.load(session, control_plane.id)
         yield Undertaking(plane, session, caller, commit, control_plane.name, holdings, owners, began_us)
 
@@ -112,6 +129,7 @@ async def publish(done: Undertaking) -> dict[str, Any]:
     plane = done.plane
     if done.written is not None:
         plane.holdings.keep(done.written)
+        plane.expiry.expect([*done.plan.creates, *(after for _, after in done.plan.updates)])
     version = done.written.version if done.written is not None else None
     snapshot = await plane.snapshots.refresh(done.control_plane_id, version)
     if done.written is not None:

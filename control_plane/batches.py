@@ -173,6 +173,8 @@ class BatchWriter:
             "created_at": row.created_at,
             "updated_at": row.updated_at,
         }
+        if row.type.expires:
+            values["expires_at"] = row.expires_at
         for name in row.type.parents:
             values[reference_column(name)] = row.reference(name)
         for column, fields in unique_columns(row.type).items():

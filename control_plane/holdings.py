@@ -69,10 +69,30 @@ class Row:
         return {"id": self.id, **self.complete, **times}
 
     @property
+    def expires_at(self) -> int | None:
+        """When it is over, if it says a `ttl`: so many seconds after that was last written.
+
+        That moment is `updated_at`, which for these kinds is moved by nothing else (`Repository.merge`): it is stored
+        for every kind, in history and saved plans too, and of these it is not shown.
+        """
+        ttl = self.written.get("ttl") if self.type.expires else None
+        return int(self.updated_at) + ttl if ttl else None
+
+    def is_over(self, now: float) -> bool:
+        return (moment := self.expires_at) is not None and moment <= now
+
+    @property
     def canonical(self) -> bytes:
-        """The entity's bytes in a canonical document."""
+        """The entity's bytes in a canonical document, as nodes read it.
+
+        Nodes count a `ttl` from `created_at`, so there that is the start of the period. A field of its own would be
+        refused by the nodes of before.
+        """
         if self._canonical is None:
-            self._canonical = orjson.dumps(self.entity(), option=orjson.OPT_SORT_KEYS)
+            entity = self.entity()
+            if self.expires_at is not None:
+                entity["created_at"] = self.updated_at
+            self._canonical = orjson.dumps(entity, option=orjson.OPT_SORT_KEYS)
         return self._canonical
 
     @property
@@ -131,6 +151,16 @@ class Holdings:
             index = {key: held for held in self.of(row.name).values() if (key := held.key(fields)) is not None}
             self._indexes[row.name, fields] = index
         return index
+
+    def expired(self, now: float) -> list[Row]:
+        """What is over, but not deleted yet."""
+        kinds = [row.name for row in ENTITY_TYPES.values() if row.expires]
+        return [held for name in kinds for held in self.of(name).values() if held.is_over(now)]
+
+    def living(self, now: float) -> Holdings:
+        """Without what is over: as it will be once that is deleted."""
+        over = self.expired(now)
+        return self.after(self.version, (), over) if over else self
 
     def canonical(self, name: str) -> Section:
         """The canonical bytes of each row of a kind, by id, ids in order. The same value while the kind stays."""

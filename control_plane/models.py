@@ -1,7 +1,8 @@
 """Every table of the control plane.
 
 Tables of entities follow from the registry: `written` holds what a person wrote, apart from defaults, with secrets
-encrypted; beside it stand only the columns that the database itself must know: what is unique and what refers to what.
+encrypted; beside it stand only the columns that the database itself must know: what is unique, what refers to what, and
+when it is over.
 `revision` is the control plane's `config_version` that last wrote the row: who knows an older version reads only what
 changed since. Keys start with the control plane, so that two control planes may hold the same ids.
 
@@ -226,6 +227,9 @@ def _entity_table(row: EntityType) -> Table:
     for column in lookup_columns(row):
         columns.append(Column(column, Text, nullable=True))
         constraints.append(Index(None, "control_plane_id", column))
+    if row.expires:
+        columns.append(Column("expires_at", BigInteger, nullable=True))
+        constraints.append(Index(None, "expires_at"))
     columns += [
         Column("written", JSON, nullable=False),
         Column("revision", BigInteger, nullable=False),

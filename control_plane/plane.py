@@ -13,6 +13,7 @@ from control_plane.cache import SnapshotCache
 from control_plane.database import Database
 from control_plane.errands import aside
 from control_plane.errors import StartError
+from control_plane.expiry import Expiry
 from control_plane.history import History
 from control_plane.holdings import HoldingsCache
 from control_plane.pins import Pins
@@ -39,6 +40,7 @@ class ControlPlane:
         self.cipher: Cipher
         self.holdings: HoldingsCache
         self.history: History
+        self.expiry: Expiry
         self.wire: wire.Wire | None = None
 
     @property
@@ -55,8 +57,10 @@ class ControlPlane:
         self.holdings = HoldingsCache(self.cipher)
         kept = (self.settings.history_snapshots, self.settings.history_days)
         self.history = History(self.database, self.cipher, self.holdings.load, *kept)
+        self.expiry = Expiry(self.database, self.cipher, self.touch)
         self.wire = await wire.start(self)
         self.replicas.open()
+        self.expiry.open()
 
     async def close(self) -> None:
         """In the reverse order of `open`, each part also when the one before it failed or was cut short."""
@@ -66,6 +70,7 @@ class ControlPlane:
             if self.wire is not None:
                 parts.push_async_callback(self.history.close)
                 parts.push_async_callback(self.wire.close)
+                parts.push_async_callback(self.expiry.close)
             parts.push_async_callback(self.replicas.close)
 
     @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Table, Text, bindparam, cast, func, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit, content
@@ -52,6 +52,8 @@ _CHUNK = 500
 """Ids in one statement: drivers allow some 32,000 parameters, planners like fewer."""
 _EXISTS = select(ControlPlane.id).where(ControlPlane.id == bindparam("id"))
 _LOCK = select(ControlPlane.name, ControlPlane.cluster_type).where(ControlPlane.id == bindparam("id")).with_for_update()
+_CLOCK = Principal(id="", name="expiry", scopes=frozenset(), created_at=0)
+"""Who deletes what is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Repository:
         self._author = author
         self._batch = BatchWriter(session, control_plane_id, cipher)
         self._locked = False
+        self._now = int(time.time())
+        """What was over when the transaction began is not there for it."""
         self.written: list[tuple[int, Changes]] = []
         """What was written by this repository, each with the version that it made."""
 
@@ -122,7 +126,9 @@ class Repository:
         else:
             return None
         query = _finding(table, column, reference_column(scope.field) if scope is not None else None)
-        given = {"control_plane_id": self._control_plane_id, "value": value}
+        given: dict[str, Any] = {"control_plane_id": self._control_plane_id, "value": value}
+        if row.expires:
+            given["now"] = self._now
         if scope is not None:
             given["parent"] = scope.parent_id
         found = (await self._session.execute(query, given)).all()
@@ -192,7 +198,8 @@ class Repository:
         return (column, self._cipher.digest(value)) if column else (name, value)
 
     def _mine(self, table: Table) -> Any:
-        return table.c.control_plane_id == self._control_plane_id
+        mine = table.c.control_plane_id == self._control_plane_id
+        return mine & _living(table, self._now) if "expires_at" in table.c else mine
 
     # -- writing one
 
@@ -229,10 +236,11 @@ class Repository:
         return await self._put(row, new_id, body, before, scope)
 
     async def merge(self, row: EntityType, key: str, body: Mapping[str, Any], scope: Scope | None = None) -> Row:
-        """PATCH. Raises NotFound."""
+        """PATCH. Raises NotFound. Of what is over some day, only writing the `ttl` starts its period anew."""
         await self.lock()
         before = await self.get(row, key, scope)
-        return await self._put(row, before.id, content.merge(row, before.written, body), before, scope)
+        since = before.updated_at if row.expires and "ttl" not in body else None
+        return await self._put(row, before.id, content.merge(row, before.written, body), before, scope, since)
 
     async def delete(self, row: EntityType, key: str, scope: Scope | None = None) -> bool:
         """Whether there was something to delete. Raises StillReferenced."""
@@ -247,17 +255,34 @@ class Repository:
         await self.write(Changes(deletes=[found]))
         return True
 
-    async def write(self, changes: Changes) -> int:
+    async def delete_expired(self, row: EntityType) -> None:
+        """Delete what is over of a kind, in a version of its own. The caller holds the lock."""
+        table = ENTITY_TABLES[row.name]
+        mine = table.c.control_plane_id == self._control_plane_id
+        found = (await self._session.execute(_columns(table).where(mine, table.c.expires_at <= self._now))).all()
+        if found:
+            await self.write(Changes(deletes=decoded(row, found, self._cipher)), _CLOCK)
+
+    async def write(self, changes: Changes, author: Principal | None = None) -> int:
         """Write a batch that was checked. The caller holds the lock. Returns the new version."""
         version = await self._batch.write(changes)
         self.written.append((version, changes))
-        if self._author is not None:
-            await audit.record_changes(self._session, self._author, self._control_plane_id, changes)
+        if (author := author or self._author) is not None:
+            await audit.record_changes(self._session, author, self._control_plane_id, changes)
         return version
 
     async def _put(
-        self, row: EntityType, entity_id: str, body: Mapping[str, Any], before: Row | None, scope: Scope | None
+        self,
+        row: EntityType,
+        entity_id: str,
+        body: Mapping[str, Any],
+        before: Row | None,
+        scope: Scope | None,
+        since: float | None = None,
     ) -> Row:
+        """`since`: what is kept as its `updated_at`, if that is not now."""
+        if row.expires:
+            await self.delete_expired(row)  # its id and its unique values are free
         if scope is not None:
             body = {**body, scope.field: {"id": scope.parent_id}}
         written = content.generate(row, content.written_form(row, await self._resolved(row, body)))
@@ -268,7 +293,7 @@ class Repository:
             raise SchemaFault(error.violations) from None
         now = row.time(time.time())
         created_at = before.created_at if before else row.time(_given_time(body) or now)
-        after = Row(row, entity_id, written, created_at, now, complete)
+        after = Row(row, entity_id, written, created_at, now if since is None else since, complete)
         await self._check_references(after)
         await self._check_partials(after, before)
         await self._check_unique(after, before)
@@ -414,7 +439,13 @@ def _finding(table: Table, column: str, parent: str | None) -> Select[Any]:
     """Made once for each: putting a statement together takes longer than running it."""
     query = _columns(table).where(table.c.control_plane_id == bindparam("control_plane_id"))
     query = query.where(table.c[column] == bindparam("value"))
+    if "expires_at" in table.c:
+        query = query.where(_living(table, bindparam("now", type_=BigInteger)))
     return query.where(table.c[parent] == bindparam("parent")) if parent is not None else query
+
+
+def _living(table: Table, now: Any) -> ColumnElement[bool]:
+    return or_(table.c.expires_at.is_(None), table.c.expires_at > now)
 
 
 def _columns(table: Table) -> Select[Any]:

@@ -120,6 +120,11 @@ class EntityType:
         """Whether it only says that two others belong together."""
         return any(parent.link for parent in self.parents.values())
 
+    @cached_property
+    def expires(self) -> bool:
+        """Whether one may say, in `ttl`, after how many seconds it is over."""
+        return "ttl" in self.model.model_fields
+
     def time(self, seconds: float) -> int | float:
         """A moment as this kind keeps it."""
         return round(float(seconds), 3) if self.fractional_times else int(seconds)

@@ -90,7 +90,7 @@ async def dump(
     wanted = [tag for tag in tags.split(",") if tag]
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
-        holdings = await plane.holdings.load(session, control_plane.id)
+        holdings = (await plane.holdings.load(session, control_plane.id)).living(time.time())
     entities = {
         name: [
             {"id": row.id, **_written(row, caller)}

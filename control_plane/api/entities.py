@@ -136,6 +136,7 @@ class Collection:
             yield repository, await self._scope(request, repository)
         version = None
         for version, changes in repository.written:
+            plane.expiry.expect(changes.puts)
             if not changes.deletes:  # the database may have deleted more with them
                 plane.holdings.follow(_control_plane_id(request), version, changes.puts)
         plane.touch(_control_plane_id(request), version)

@@ -105,13 +105,19 @@ async def roll_back(control_plane_id: str, version: Version, body: Body, plane: 
     request = parameters(RollbackRequest, body)
     await plane.history.settled(control_plane_id)
     async with undertaking(plane, control_plane_id, caller, commit=request.commit) as work:
-        then = await plane.history.state(work.session, work.control_plane_id, version)
-        acting = None if request.select_tags is None else frozenset(request.select_tags)
         now = State(work.holdings, work.owners)
+        then = _without_expired(await plane.history.state(work.session, work.control_plane_id, version), now)
+        acting = None if request.select_tags is None else frozenset(request.select_tags)
         plan = await asyncio.to_thread(restoring_plan, now, then, acting=acting, adopt=request.adopt, time=time.time())
         await work.carry_out(plan, f"rollback to {version}", force=request.force)
     said = await publish(work)
     return answer({"plan": await asyncio.to_thread(plan.shown), **said})
+
+
+def _without_expired(then: State, now: State) -> State:
+    """A way back revives no key whose time is over; one that has a new period since then lives on."""
+    over = [row for row in then.holdings.expired(time.time()) if row.id not in now.holdings.of(row.type.name)]
+    return State(then.holdings.after(then.version, (), over), then.owners)
 
 
 def _difference(old: State, new: State) -> dict[str, Any]:

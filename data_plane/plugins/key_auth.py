@@ -150,6 +150,8 @@ def _latin(value: str) -> str:
 
 
 def _expired(credential: KeyAuthCredential) -> bool:
+    """In a snapshot, `created_at` is when the `ttl` was last written. The control plane deletes what is over; a node
+    that does not hear of it must refuse the key all the same."""
     return bool(credential.ttl) and time.time() >= (credential.created_at or 0) + (credential.ttl or 0)
 
 
