@@ -156,8 +156,8 @@ class ScriptedNode:
         )
         await self.send(config_pb2.NodeMessage(ack=ack))
 
-    async def nack(self, received: Received, **fault: str) -> None:
-        nack = config_pb2.Nack(nonce=received.nonce, version=received.version, **fault)
+    async def nack(self, received: Received, **fault: str | bool) -> None:
+        nack = config_pb2.Nack(nonce=received.nonce, version=received.version, **fault)  # type: ignore[arg-type]
         await self.send(config_pb2.NodeMessage(nack=nack))
 
     async def status(self, received: Received, *workers: config_pb2.Worker) -> None:
