@@ -35,8 +35,9 @@ from typing import Any
 from control_plane.cache import Parcel, SnapshotCache, Way
 from control_plane.gate import Credentials
 from control_plane.pins import Pin
-from control_plane.roster import NodeId, Roster, SyncState, clean, worker_rows
+from control_plane.roster import NodeId, Roster, SyncState, worker_rows
 from control_plane.settings import VERSION
+from control_plane.texts import clean
 from gateway_schema.delta import WHOLE_WANTED
 from gateway_schema.wire import config_pb2, config_pb2_grpc
 
