@@ -4,8 +4,11 @@ A stream belongs to one node, and the node to the control plane with which its c
 Hello and Welcome the stream sends the current snapshot when the node's hash is another, then waits for the next change.
 One snapshot is under way at a time: while a node is busy with one, later ones only replace each other in the cache, so
 a slow node gets the newest, skips those between, and delays no other. Each send has a nonce; an answer with an older
-nonce is about something that no longer matters and changes nothing. A refused snapshot is not sent again: the next
-change is.
+nonce is about something that no longer matters and changes nothing.
+
+A refusal is about the snapshot when it names an entity or says that the whole cannot be read: that snapshot is not sent
+again, the next change is. Any other is about the node (a full disk, a worker that did not answer) and may pass: the
+same snapshot is sent again, after pauses that grow. Until one is taken the node counts as rejected, with the cause.
 
 What a node is known to run decides how the next one is sent: as a delta from there, when the cache knows the way and it
 is short, or else whole. A node that can do nothing with a delta (it runs something else by now, or the result has
@@ -21,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import re
 import secrets
 import uuid
@@ -31,8 +35,9 @@ from typing import Any
 from control_plane.cache import Parcel, SnapshotCache, Way
 from control_plane.gate import Credentials
 from control_plane.pins import Pin
-from control_plane.roster import NodeId, Roster, SyncState, clean, worker_rows
+from control_plane.roster import NodeId, Roster, SyncState, worker_rows
 from control_plane.settings import VERSION
+from control_plane.texts import clean
 from gateway_schema.delta import WHOLE_WANTED
 from gateway_schema.wire import config_pb2, config_pb2_grpc
 
@@ -52,6 +57,13 @@ class Pace:
     """Between two Status messages of a node; after three silent ones its stream ends."""
     answer: float = 30.0
     """For ACK or NACK; after that a newer snapshot is sent all the same."""
+    again: tuple[float, float] = (2.0, 60.0)
+    """Before a snapshot is sent again that a node could not take: the first pause, doubled up to the longest."""
+
+    def pause(self, refusals: int) -> float:
+        """After so many refusals in a row; shorter at random, for nodes with one cause must not come back in step."""
+        first, longest = self.again
+        return min(first * 2.0 ** min(refusals - 1, 32), longest) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 class ConfigSync(config_pb2_grpc.ConfigSyncServicer):
@@ -157,8 +169,13 @@ class _NodeStream:
         self._sent: Parcel | None = None
         self._way: Way | None = None
         """The delta that `_sent` was sent as."""
-        self._whole_wanted = asyncio.Event()
+        self._whole_wanted = False
         self._deltas_refused = 0
+        self._again = asyncio.Event()
+        """The current snapshot is due once more, after `_pause` seconds."""
+        self._pause = 0.0
+        self._node_refusals = 0
+        """So many in a row that were about the node, not about the snapshot."""
         self._answered = asyncio.Event()
         self._ended = asyncio.Event()
 
@@ -204,28 +221,34 @@ class _NodeStream:
         known = self._running
         while True:
             parcel = await self._due(known)
+            self._again.clear()
             known = parcel.snapshot.hash
-            self._refused = None
+            if known != self._refused:
+                self._refused = None
             if missing := sorted(parcel.plugins - self._plugins):
                 await self._withhold(parcel, missing)
-            elif self._running == known and not self._nonce and not self._whole_wanted.is_set():
+            elif self._running == known and not self._nonce and not self._whole_wanted:
                 # What it would not or could not take was taken back; it runs what it should, and ran it all the time.
                 await self._record(await self._state(self._workers), last_error=None)
             else:
                 await self._send(parcel)
 
     async def _due(self, known: str) -> Parcel:
-        """Wait for a snapshot other than the last one, or until the node wants the current one whole."""
+        """Wait for a snapshot other than the last one, or until the current one is due once more."""
         cache, control_plane_id = self._service.cache, self.who.control_plane_id
         watching = asyncio.create_task(cache.watch(control_plane_id, known), name="watch for a snapshot")
-        wanting = asyncio.create_task(self._whole_wanted.wait(), name="watch for a wish")
+        repeating = asyncio.create_task(self._repeat(), name=f"send again to node {self.who.node_id}")
         try:
-            await asyncio.wait({watching, wanting}, return_when=asyncio.FIRST_COMPLETED)
-            return await (cache.get(control_plane_id) if self._whole_wanted.is_set() else watching)
+            await asyncio.wait({watching, repeating}, return_when=asyncio.FIRST_COMPLETED)
+            return await (cache.get(control_plane_id) if repeating.done() else watching)
         finally:
             watching.cancel()
-            wanting.cancel()
-            await asyncio.gather(watching, wanting, return_exceptions=True)
+            repeating.cancel()
+            await asyncio.gather(watching, repeating, return_exceptions=True)
+
+    async def _repeat(self) -> None:
+        await self._again.wait()
+        await asyncio.sleep(self._pause)
 
     async def _withhold(self, parcel: Parcel, missing: list[str]) -> None:
         self._refused = parcel.snapshot.hash
@@ -235,12 +258,12 @@ class _NodeStream:
         await self._record("rejected", last_error=fault)
 
     async def _send(self, parcel: Parcel) -> None:
-        usable = not self._whole_wanted.is_set() and self._deltas_refused < _DELTAS_REFUSED
+        usable = not self._whole_wanted and self._deltas_refused < _DELTAS_REFUSED
         self._way = parcel.way_from(self._running) if usable else None
         self._nonce, self._sent = secrets.token_hex(8), parcel
-        self._whole_wanted.clear()
+        self._whole_wanted = False
         self._answered.clear()
-        if self._recorded == "rejected":
+        if self._recorded == "rejected" and self._refused is None:
             await self._record("pending")
         # Otherwise nothing need be written first: a row that says in_sync also says with which hash.
         if self._way is not None:
@@ -302,6 +325,7 @@ class _NodeStream:
     async def _acknowledged(self, ack: config_pb2.Ack) -> None:
         self._nonce = ""
         self._refused = None
+        self._node_refusals = 0
         if self._way is not None:
             self._deltas_refused = 0
         await self._heard(ack.version, ack.hash, worker_rows(ack.workers), last_error=None)
@@ -310,8 +334,10 @@ class _NodeStream:
     async def _of_no_use(self, nack: config_pb2.Nack) -> None:
         """The node refuses the delta, not what it leads to."""
         self._nonce = ""
-        self._whole_wanted.set()
+        self._whole_wanted = True
         self._deltas_refused += 1
+        self._pause = 0.0
+        self._again.set()
         reason = clean(nack.error, 512)
         _log.info("node %s gets version %d whole: %s", self.who.node_id, nack.version, reason)
         await self._heard(nack.kept_version, nack.kept_hash, worker_rows(nack.workers))
@@ -333,6 +359,13 @@ class _NodeStream:
             "node %s refused version %d: %s %s: %s",
             *(self.who.node_id, nack.version, fault["entity_type"] or "", fault["entity_name"] or "", fault["message"]),
         )
+        if nack.entity_type or nack.unreadable:
+            self._node_refusals = 0
+        else:
+            self._node_refusals += 1
+            self._pause = self._service.pace.pause(self._node_refusals)
+            self._again.set()
+            _log.info("node %s gets version %d again in %.1f s", self.who.node_id, nack.version, self._pause)
         await self._heard(nack.kept_version, nack.kept_hash, worker_rows(nack.workers), last_error=fault)
         self._answered.set()
 

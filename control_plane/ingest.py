@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.database import Database
 from control_plane.errands import Errands
 from control_plane.models import ANALYTICS_EPOCHS, ENTITY_NAMES, ENTITY_TABLES, LLM_CALLS, REQUEST_EVENTS
-from control_plane.rollups import MAX_INT, MINUTE_US, Rollups, chunks, clamp, text, upsert
+from control_plane.rollups import MAX_INT, MINUTE_US, Rollups, chunks, clamp, upsert
+from control_plane.texts import clean
 from gateway_schema.wire import analytics_pb2
 
 _log = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ class Ingest:
             if _is_applied(batch.sequence, epoch.applied_through, ranges):
                 return int(epoch.applied_through)
             through, ranges = _advance(batch.sequence, epoch.applied_through, ranges)
-            await self._store(session, reporter, epoch.id, batch, now_us)
-            named = await self._remember_names(session, reporter.control_plane_id, [*batch.events, *batch.deltas])
+            entities = await self._store(session, reporter, epoch.id, batch, now_us)
+            named = await self._remember_names(session, reporter.control_plane_id, entities)
             await session.execute(
                 update(ANALYTICS_EPOCHS)
                 .where(ANALYTICS_EPOCHS.c.id == epoch.id)
@@ -131,7 +132,7 @@ class Ingest:
                     control_plane_id=reporter.control_plane_id,
                     node_id=reporter.node_id,
                     epoch=reporter.epoch,
-                    node_version=text(reporter.version, 64),
+                    node_version=clean(reporter.version, 64),
                     applied_through=0,
                     applied_ahead=[],
                     dropped_events=0,
@@ -146,7 +147,8 @@ class Ingest:
 
     async def _store(
         self, session: AsyncSession, reporter: Reporter, epoch_id: int, batch: analytics_pb2.Batch, now_us: int
-    ) -> None:
+    ) -> Mapping[str, set[str]]:
+        """Add its rows and sums; returns the ids, by kind, of what it refers to."""
         rollups = Rollups(reporter.control_plane_id)
         events: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
@@ -163,25 +165,18 @@ class Ingest:
         if calls:
             await session.execute(insert(LLM_CALLS), calls)
         await rollups.write(session)
+        return rollups.entities()
 
     async def _remember_names(
-        self,
-        session: AsyncSession,
-        control_plane_id: str,
-        seen: Iterable[analytics_pb2.RequestEvent | analytics_pb2.UsageDelta],
+        self, session: AsyncSession, control_plane_id: str, entities: Mapping[str, set[str]]
     ) -> list[str]:
-        """Keep the names of what these refer to, at most once a minute for each; returns the ids looked up."""
+        """Keep the names of these, at most once a minute for each; returns the ids looked up."""
         now = time.monotonic()
-        wanted: dict[str, set[str]] = {"services": set(), "routes": set(), "consumers": set()}
-        for one in seen:
-            wanted["services"].add(one.service_id)
-            wanted["routes"].add(one.route_id)
-            wanted["consumers"].add(one.consumer_id)
         if len(self._named) > _MAX_NAMES:
             self._named.clear()
         looked_up: list[str] = []
-        for kind, ids in wanted.items():
-            stale = [id_ for id_ in ids if id_ and self._named.get((control_plane_id, id_), 0.0) < now]
+        for kind, ids in entities.items():
+            stale = [id_ for id_ in ids if self._named.get((control_plane_id, id_), 0.0) < now]
             for part in chunks(stale, 500):
                 await upsert(session, ENTITY_NAMES, await live_names(session, kind, control_plane_id, part))
             looked_up += stale
@@ -253,25 +248,25 @@ def _event_row(reporter: Reporter, event: analytics_pb2.RequestEvent, finished_u
         "started_us": event.started_us,
         "finished_us": finished_us,
         "request_id": event.request_id.hex(),
-        "parent_request_id": text(event.parent_request_id, 64),
-        "decision_id": text(event.decision_id, 64),
+        "parent_request_id": clean(event.parent_request_id, 64),
+        "decision_id": clean(event.decision_id, 64),
         "config_version": clamp(event.config_version),
-        "service_id": text(event.service_id, 64),
-        "route_id": text(event.route_id, 64),
-        "consumer_id": text(event.consumer_id, 64),
-        "credential_id": text(event.credential_id, 64),
-        "method": text(event.method, 16),
-        "scheme": text(event.scheme, 8),
-        "host": text(event.host, 255),
-        "path": text(event.path, 1024),
-        "user_agent": text(event.user_agent, 256),
-        "client_ip": text(event.client_ip, 64),
+        "service_id": clean(event.service_id, 64),
+        "route_id": clean(event.route_id, 64),
+        "consumer_id": clean(event.consumer_id, 64),
+        "credential_id": clean(event.credential_id, 64),
+        "method": clean(event.method, 16),
+        "scheme": clean(event.scheme, 8),
+        "host": clean(event.host, 255),
+        "path": clean(event.path, 1024),
+        "user_agent": clean(event.user_agent, 256),
+        "client_ip": clean(event.client_ip, 64),
         "status": event.status,
         "upstream_status": event.upstream_status,
-        "source": text(event.source, 64),
-        "error_kind": text(event.error_kind, 64),
-        "plugin_name": text(event.plugin_name, 64),
-        "outcome": text(event.outcome, 32),
+        "source": clean(event.source, 64),
+        "error_kind": clean(event.error_kind, 64),
+        "plugin_name": clean(event.plugin_name, 64),
+        "outcome": clean(event.outcome, 32),
         "request_bytes": clamp(event.request_size),
         "response_bytes": clamp(event.response_size),
         "total_us": clamp(event.total_us),
@@ -286,17 +281,17 @@ def _call_row(call: analytics_pb2.LlmCall, index: int, finished_us: int) -> dict
     return {
         "call_index": index,
         "finished_us": finished_us,
-        "plugin_id": text(call.plugin_id, 64),
-        "provider": text(call.provider, 256),
-        "request_model": text(call.request_model, 256),
-        "response_model": text(call.response_model, 256),
-        "model_alias": text(call.model_alias, 256),
+        "plugin_id": clean(call.plugin_id, 64),
+        "provider": clean(call.provider, 256),
+        "request_model": clean(call.request_model, 256),
+        "response_model": clean(call.response_model, 256),
+        "model_alias": clean(call.model_alias, 256),
         "stream": call.stream,
         "status": call.status,
-        "error_kind": text(call.error_kind, 64),
-        "role": text(call.role, 32),
-        "token_source": text(call.token_source, 32),
-        "finish_reason": text(call.finish_reason, 64),
+        "error_kind": clean(call.error_kind, 64),
+        "role": clean(call.role, 32),
+        "token_source": clean(call.token_source, 32),
+        "finish_reason": clean(call.finish_reason, 64),
         "prompt_tokens": clamp(call.prompt_tokens),
         "completion_tokens": clamp(call.completion_tokens),
         "cached_tokens": clamp(call.cached_tokens),

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.models import API_USAGE, LLM_USAGE
+from control_plane.texts import clean
 from gateway_schema.sketch import Sketch, bin_of
 from gateway_schema.wire import analytics_pb2
 
@@ -111,6 +112,9 @@ COUNTERS: Mapping[str, tuple[str, ...]] = {
 }
 
 Key = tuple[Any, ...]
+_FIRST_ID = 2
+"""Where ids begin in a key, after control plane and minute."""
+_KINDS = ("services", "routes", "consumers")
 
 
 class Rollups:
@@ -126,11 +130,11 @@ class Rollups:
         where = (
             self._control_plane_id,
             finished_us // MINUTE_US * 60,
-            text(event.service_id, 64),
-            text(event.route_id, 64),
-            text(event.consumer_id, 64),
+            clean(event.service_id, 64),
+            clean(event.route_id, 64),
+            clean(event.consumer_id, 64),
         )
-        measures = self._measures(self._api, API_USAGE, (*where, event.status, text(event.source, 64)))
+        measures = self._measures(self._api, API_USAGE, (*where, event.status, clean(event.source, 64)))
         counters = measures.counters
         counters["requests"] += 1
         counters["incomplete"] += event.outcome != "complete"
@@ -148,11 +152,11 @@ class Rollups:
         where = (
             self._control_plane_id,
             minute,
-            text(delta.service_id, 64),
-            text(delta.route_id, 64),
-            text(delta.consumer_id, 64),
+            clean(delta.service_id, 64),
+            clean(delta.route_id, 64),
+            clean(delta.consumer_id, 64),
         )
-        measures = self._measures(self._api, API_USAGE, (*where, delta.status, text(delta.source, 64)))
+        measures = self._measures(self._api, API_USAGE, (*where, delta.status, clean(delta.source, 64)))
         counters = measures.counters
         counters["requests"] += delta.requests
         counters["incomplete"] += delta.incomplete
@@ -162,6 +166,11 @@ class Rollups:
             tally.add_distribution(getattr(delta, name))
         for folded in delta.llm:
             self._add_folded_calls(where, folded)
+
+    def entities(self) -> dict[str, set[str]]:
+        """By kind, the ids of what the sums are about."""
+        keys = [key[_FIRST_ID : _FIRST_ID + len(_KINDS)] for key in self._api]
+        return {kind: {ids[place] for ids in keys if ids[place]} for place, kind in enumerate(_KINDS)}
 
     async def write(self, session: AsyncSession) -> None:
         """Add them to the tables. The caller holds the lock under which no one else writes these rows."""
@@ -176,7 +185,7 @@ class Rollups:
         return measures
 
     def _llm_measures(self, where: Key, call: analytics_pb2.LlmCall | analytics_pb2.LlmDelta) -> Measures:
-        models = (text(call.provider, 256), text(call.request_model, 256), text(call.response_model, 256))
+        models = (clean(call.provider, 256), clean(call.request_model, 256), clean(call.response_model, 256))
         return self._measures(self._llm, LLM_USAGE, (*where, *models, call.status, call.stream))
 
     def _add_call(self, where: Key, call: analytics_pb2.LlmCall) -> None:
@@ -239,10 +248,3 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def clamp(value: int) -> int:
     """The wire counts to 2⁶⁴, the database to 2⁶³."""
     return value if value <= MAX_INT else MAX_INT
-
-
-def text(value: str, length: int) -> str:
-    """Short enough for its column, and without NUL, which PostgreSQL cannot store."""
-    if "\0" in value:
-        value = value.replace("\0", "")
-    return value[:length]

@@ -23,6 +23,7 @@ from control_plane.database import Database
 from control_plane.errands import Errands
 from control_plane.models import Node
 from control_plane.node_rows import NodeRows
+from control_plane.texts import clean
 from gateway_schema.wire import config_pb2
 
 SyncState = Literal["in_sync", "pending", "rejected", "offline"]
@@ -166,8 +167,3 @@ def worker_rows(workers: Iterable[config_pb2.Worker]) -> list[dict[str, Any]]:
         }
         for worker, _ in zip(workers, range(_MAX_WORKERS), strict=False)
     ]
-
-
-def clean(text: str, length: int) -> str:
-    """Text from a node, short enough for its column and without NUL, which PostgreSQL cannot store."""
-    return text.replace("\0", "")[:length]

@@ -17,7 +17,7 @@ import grpc
 
 from control_plane.gate import Credentials
 from control_plane.ingest import Ingest, InvalidBatch, Reporter
-from control_plane.rollups import text
+from control_plane.texts import clean
 from gateway_schema.wire import analytics_pb2, analytics_pb2_grpc
 
 _HELLO_SECONDS = 10.0
@@ -59,10 +59,10 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
         with contextlib.suppress(TimeoutError, StopAsyncIteration):
             message = await asyncio.wait_for(anext(messages), _HELLO_SECONDS)
             hello = message.hello
-            if message.WhichOneof("message") == "hello" and 0 < len(hello.epoch) <= 64 and "\0" not in hello.epoch:
+            if message.WhichOneof("message") == "hello" and 0 < len(hello.epoch) <= 64 and hello.epoch.isprintable():
                 with contextlib.suppress(ValueError):  # not a UUID: the same answer as for no hello at all
                     node_id = str(uuid.UUID(hello.node_id))
-                    return Reporter(control_plane_id, node_id, hello.epoch, text(hello.version, 64))
+                    return Reporter(control_plane_id, node_id, hello.epoch, clean(hello.version, 64))
         return None
 
     async def _welcome(self, reporter: Reporter) -> analytics_pb2.ReportAnswer:

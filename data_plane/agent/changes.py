@@ -171,7 +171,7 @@ class Applier:
         if arrival.delta is not None:
             catalogue = self._changed(arrival.delta, known)
             if catalogue.size > MAX_DOCUMENT:
-                raise _Refused(Refusal(f"the document holds more than {MAX_DOCUMENT} bytes"))
+                raise _unreadable(f"the document holds more than {MAX_DOCUMENT} bytes")
             found = catalogue.hash(self._kept[1] if self._kept is not None else None)
             pieces: Iterable[bytes] = catalogue.pieces()
         else:
@@ -182,7 +182,7 @@ class Applier:
             self._kept = None  # it may be what is wrong
             raise _useless(f"the delta leads to the hash {found}, not {arrival.hash}")
         if found != arrival.hash:
-            raise _Refused(Refusal(f"the snapshot is damaged: its hash is {found}, not {arrival.hash}"))
+            raise _unreadable(f"the snapshot is damaged: its hash is {found}, not {arrival.hash}")
         way = (arrival.delta.from_hash, arrival.delta.SerializeToString()) if arrival.delta is not None else ()
         staged = self._store.stage(arrival.version, arrival.hash, pieces, *way)
         return staged, catalogue if catalogue is not None and catalogue.size <= MAX_KEPT else None
@@ -236,12 +236,16 @@ def _useless(reason: str) -> _Refused:
     return _Refused(Refusal(f"{WHOLE_WANTED}: {reason}"))
 
 
+def _unreadable(reason: str) -> _Refused:
+    return _Refused(Refusal(reason, unreadable=True))
+
+
 def _unpacked(data: bytes) -> bytes:
     """Raises _Refused."""
     try:
         return _decompressed(data)
     except (zstandard.ZstdError, ValueError) as error:
-        raise _Refused(Refusal(f"the snapshot cannot be decompressed: {error}")) from None
+        raise _unreadable(f"the snapshot cannot be decompressed: {error}") from None
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -223,7 +223,12 @@ class WorkerChannel:
                 entity_id=error.entity_id,
                 entity_name=error.entity_name,
                 field=error.field,
+                unreadable=not error.entity_type,
             )
+        except FileNotFoundError as error:
+            # The snapshot was withdrawn before this worker, which was slow or stopped, came to it.
+            log.warning("the snapshot of version %d is gone: %s", version, error)
+            return self._refused(number, "the snapshot was gone when the worker came to build it")
         except Exception as error:
             # A fault of ours in the compiler must neither stop this worker nor pass for success: it is a refusal, and
             # only the log tells the details, because the message may hold values of the configuration.
@@ -232,7 +237,7 @@ class WorkerChannel:
         self.version, self.hash, self._state = version, hash_, "ready"
         return framing.encode_json(Kind.APPLIED, offer=number)
 
-    def _refused(self, number: int, error: str, **where: str) -> bytes:
+    def _refused(self, number: int, error: str, **where: str | bool) -> bytes:
         if self._state != "ready":
             self._state = "failed"
         return framing.encode_json(Kind.REFUSED, offer=number, error=error, **where)

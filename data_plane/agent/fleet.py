@@ -36,13 +36,18 @@ DEATHS = 2
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a snapshot cannot run on this node, and which entity and field are at fault, when one is."""
+    """Why a snapshot cannot run on this node, and which entity and field are at fault, when one is.
+
+    With neither an entity nor `unreadable` the node is at fault, and the same snapshot may run later.
+    """
 
     error: str
     entity_type: str = ""
     entity_id: str = ""
     entity_name: str = ""
     field: str = ""
+    unreadable: bool = False
+    """The snapshot as a whole is at fault: damaged, no document, too large."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,8 +63,14 @@ class Link:
     writer: asyncio.StreamWriter
     draining: bool = False
     offer: int = 0
-    """Number of the last offer that was sent to it; `answered` says of which it has spoken."""
+    """Number of the last offer that was made to it; `answered` says of which it has spoken."""
     answered: int = 0
+    offered: Snapshot | None = None
+    """What that offer was."""
+
+    @property
+    def busy(self) -> bool:
+        return self.answered != self.offer
 
     def send(self, frame: bytes) -> None:
         if not self.writer.is_closing():
@@ -150,13 +161,18 @@ class Fleet:
             self._send_wanted(link)
 
     async def apply(self, snapshot: Snapshot, timeout: float) -> Refusal | None:
-        """Have every worker run a snapshot: None when all do. After a refusal all run, or return to, the former one."""
+        """Have every worker run a snapshot: None when all do. After a refusal all run, or return to, the former one.
+
+        While one still owes an answer from last time, the others are not sent there and back again for nothing.
+        """
+        if not await self.until(lambda: not any(map(self._is_late, self._links.values())), timeout):
+            return _overdue(timeout)
         former = self._wanted
         self._offer_to_all(snapshot)
         answered = await self.until(lambda: self._refusal is not None or self._all_answered(), timeout)
         refusal = self._refusal
         if refusal is None and not answered:
-            refusal = Refusal(f"not all workers answered within {timeout:g} seconds")
+            refusal = _overdue(timeout)
         if refusal is not None:
             await self._return_to(former, timeout)
         return refusal
@@ -181,6 +197,10 @@ class Fleet:
             if not back:
                 log.error("some workers did not return to the former snapshot: %s", facts(version=former.version))
 
+    def _is_late(self, link: Link) -> bool:
+        """It has not spoken of an offer that was withdrawn meanwhile, and may yet take it."""
+        return link.busy and link.offer != self._offer and not link.draining
+
     def _left(self, link: Link) -> bool:
         return self._links.get(link.worker) is not link or link.draining
 
@@ -188,8 +208,9 @@ class Fleet:
         wanted = self._wanted
         if wanted is None or link.draining:
             return
-        link.offer = self._offer
-        if _runs(link, wanted):
+        settled = not link.busy and _runs(link, wanted)
+        link.offer, link.offered = self._offer, wanted
+        if settled:
             link.answered = self._offer
             self._ring()
             return
@@ -269,28 +290,39 @@ class Fleet:
         return True
 
     def _applied(self, link: Link, offer: int) -> None:
-        wanted = self._wanted
-        if offer == self._offer and wanted is not None:
-            link.version, link.hash, link.state = wanted.version, wanted.hash, "ready"
-            link.answered = offer
-            self._ring()
+        if offer != link.offer or link.offered is None:
+            return
+        link.version, link.hash, link.state = link.offered.version, link.offered.hash, "ready"
+        link.answered = offer
+        if offer != self._offer:
+            self._call_back(link)
+        self._ring()
+
+    def _call_back(self, link: Link) -> None:
+        """It came late, and runs now what was withdrawn: back to what the others run."""
+        log.warning("a worker took a snapshot too late: %s", facts(worker=link.index, version=link.version))
+        if self._wanted is None:
+            link.drain()  # a worker cannot forget what it runs: another one takes its place
+        else:
+            self._send_wanted(link)
 
     def _refused(self, link: Link, values: dict[str, Any]) -> None:
-        if _integer(values, "offer") != self._offer:
+        if (offer := _integer(values, "offer")) != link.offer:
             return
-        refusal = Refusal(*(str(values.get(name, "")) for name in Refusal.__slots__))
+        link.answered = offer
         if link.state != "ready":
             link.state = "failed"
-        log.warning("a worker refused a snapshot: %s", facts(worker=link.index, error=refusal.error))
-        self._refusal = self._refusal or refusal
-        link.answered = self._offer
+        if offer == self._offer:
+            refusal = _refusal_of(values)
+            log.warning("a worker refused a snapshot: %s", facts(worker=link.index, error=refusal.error))
+            self._refusal = self._refusal or refusal
         self._ring()
 
     def _forget(self, link: Link | None) -> None:
         if link is None or self._links.get(link.worker) is not link:
             return
         del self._links[link.worker]
-        if link.answered != link.offer and not link.draining:
+        if link.busy and not link.draining:
             self._deaths += 1
             if self._deaths >= DEATHS:
                 self._refusal = self._refusal or Refusal(f"worker {link.index} died while building the snapshot")
@@ -306,6 +338,15 @@ async def _turns(count: int) -> None:
 def _runs(link: Link, snapshot: Snapshot | None) -> bool:
     version, hash_ = (0, "") if snapshot is None else (snapshot.version, snapshot.hash)
     return link.version == version and link.hash == hash_
+
+
+def _overdue(timeout: float) -> Refusal:
+    return Refusal(f"not all workers answered within {timeout:g} seconds")
+
+
+def _refusal_of(values: dict[str, Any]) -> Refusal:
+    texts = {name: str(values.get(name, "")) for name in ("error", "entity_type", "entity_id", "entity_name", "field")}
+    return Refusal(**texts, unreadable=values.get("unreadable") is True)
 
 
 def _link_of(values: dict[str, Any], writer: asyncio.StreamWriter) -> Link:

@@ -4,7 +4,7 @@ A frame is a 4-byte big-endian length, a 1-byte kind and a payload of `length - 
 save that of EVENTS: a fixed header (`EVENTS_HEADER`) and the bytes of an `analytics.Batch` with events and deltas only.
 
     worker → agent   HELLO {worker, index, pid, version, hash, state}            first, once per connection
-                     APPLIED {offer} · REFUSED {offer, error, entity_type, entity_id, entity_name, field}
+                     APPLIED {offer} · REFUSED {offer, error, entity_type, entity_id, entity_name, field, unreadable}
                      EVENTS number, count, dropped, batch
     agent → worker   SNAPSHOT {offer, version, hash, path, base, changes} · ACK {number} · DRAIN {}
 

@@ -1,8 +1,10 @@
 """The node's side of ConfigSync (`proto/config.proto`): one stream to the control plane, opened again for ever.
 
 Hello → Welcome → snapshots and deltas, each answered by ACK when every worker runs it, or by NACK with the entity and
-field at fault and the version that stays. Status goes up with every heartbeat and whenever a worker changes. What a
-snapshot means is not known here (`changes`). The control plane's absence is one line in the log, however long it lasts.
+field at fault and the version that stays. One that failed for a cause of this node's own (no entity is named, and it
+could be read) is sent again by the control plane. Status goes up with every heartbeat and whenever a worker changes.
+What a snapshot means is not known here (`changes`). The control plane's absence is one line in the log, however long it
+lasts.
 """
 
 from __future__ import annotations
@@ -207,6 +209,7 @@ class _Conversation:
         nack = self._nack(arrival.nonce, arrival.version, refusal.error)
         nack.entity_type, nack.entity_id = refusal.entity_type, refusal.entity_id
         nack.entity_name, nack.field = refusal.entity_name, refusal.field
+        nack.unreadable = refusal.unreadable
         self._out.put_nowait(pb.NodeMessage(nack=nack))
 
     def _nack(self, nonce: str, version: int, error: str) -> pb.Nack:

@@ -143,7 +143,7 @@ class Ack(_message.Message):
     def __init__(self, nonce: _Optional[str] = ..., version: _Optional[int] = ..., hash: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ...) -> None: ...
 
 class Nack(_message.Message):
-    __slots__ = ("nonce", "version", "kept_version", "kept_hash", "error", "entity_type", "entity_id", "entity_name", "field", "workers")
+    __slots__ = ("nonce", "version", "kept_version", "kept_hash", "error", "entity_type", "entity_id", "entity_name", "field", "workers", "unreadable")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KEPT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class Nack(_message.Message):
     ENTITY_NAME_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
     nonce: str
     version: int
     kept_version: int
@@ -164,7 +165,8 @@ class Nack(_message.Message):
     entity_name: str
     field: str
     workers: _containers.RepeatedCompositeFieldContainer[Worker]
-    def __init__(self, nonce: _Optional[str] = ..., version: _Optional[int] = ..., kept_version: _Optional[int] = ..., kept_hash: _Optional[str] = ..., error: _Optional[str] = ..., entity_type: _Optional[str] = ..., entity_id: _Optional[str] = ..., entity_name: _Optional[str] = ..., field: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ...) -> None: ...
+    unreadable: bool
+    def __init__(self, nonce: _Optional[str] = ..., version: _Optional[int] = ..., kept_version: _Optional[int] = ..., kept_hash: _Optional[str] = ..., error: _Optional[str] = ..., entity_type: _Optional[str] = ..., entity_id: _Optional[str] = ..., entity_name: _Optional[str] = ..., field: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., unreadable: _Optional[bool] = ...) -> None: ...
 
 class Status(_message.Message):
     __slots__ = ("config_version", "hash", "workers", "spooled_batches", "dropped_events")

@@ -91,13 +91,14 @@ class ScriptedNode:
         known: Received | None = None,
         version: str = VERSION,
         plugins: Sequence[str] = ("key-auth",),
+        hostname: str = "node",
     ) -> config_pb2.ControlMessage:
         """Say hello, running `known`; returns the first answer: a Welcome or a Refusal."""
         if known is not None:
             self.known[known.hash] = known.payload
         hello = config_pb2.Hello(
             node_id=self.id,
-            hostname="node",
+            hostname=hostname,
             version=version,
             plugins=plugins,
             hash=known.hash if known else "",
@@ -156,8 +157,8 @@ class ScriptedNode:
         )
         await self.send(config_pb2.NodeMessage(ack=ack))
 
-    async def nack(self, received: Received, **fault: str) -> None:
-        nack = config_pb2.Nack(nonce=received.nonce, version=received.version, **fault)
+    async def nack(self, received: Received, **fault: str | bool) -> None:
+        nack = config_pb2.Nack(nonce=received.nonce, version=received.version, **fault)  # type: ignore[arg-type]
         await self.send(config_pb2.NodeMessage(nack=nack))
 
     async def status(self, received: Received, *workers: config_pb2.Worker) -> None:
@@ -168,9 +169,9 @@ class ScriptedNode:
 class ScriptedReporter:
     """One telemetry stream."""
 
-    def __init__(self, opened: Any, node_id: str, epoch: str = "e" * 32) -> None:
+    def __init__(self, opened: Any, node_id: str, **hello: str) -> None:
         self._call = analytics_pb2_grpc.TelemetryStub(opened).Report()
-        self._hello = analytics_pb2.ReportHello(node_id=node_id, epoch=epoch, version=VERSION)
+        self._hello = analytics_pb2.ReportHello(**{"epoch": "e" * 32, "version": VERSION, "node_id": node_id, **hello})
 
     async def hello(self) -> int:
         """Say hello; returns the last durable sequence."""

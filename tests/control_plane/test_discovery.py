@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -160,8 +161,106 @@ async def test_a_delta_with_an_entity_that_is_refused_is_a_rejection_and_is_not_
     assert (await admin.until(node.id, "in_sync"))["last_error"] is None
 
 
+FULL = "the node cannot store the snapshot: No space left on device"
+
+
+@dataclass(frozen=True)
+class Counting(Pace):
+    """Pauses of no length; keeps after how many refusals each was."""
+
+    pauses: list[int] = field(default_factory=list)
+
+    def pause(self, refusals: int) -> float:
+        self.pauses.append(refusals)
+        return 0.0
+
+
+def use(admin: Admin, pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert admin.plane.wire is not None
+    monkeypatch.setattr(admin.plane.wire._config_sync, "_pace", pace)
+
+
+async def test_a_refusal_that_is_about_the_node_counts_until_the_same_snapshot_sent_again_is_taken(
+    admin: Admin, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(admin, pace := Counting(), monkeypatch)
+    node, first = await in_sync(admin, opened)
+    await admin.change("new")
+    received, _ = await take_delta(node)
+    for _ in range(3):
+        await node.nack(received, error=FULL, kept_version=first.version, kept_hash=first.hash)
+        again = await node.snapshot()
+        assert (again.version, again.hash) == (received.version, received.hash)
+        assert again.nonce != received.nonce
+        row = await admin.node(node.id)
+        assert (row["sync_state"], row["last_error"]["message"]) == ("rejected", FULL)
+        assert (row["config_version"], row["last_error"]["version"]) == (first.version, received.version)
+        received = again
+    await node.ack(received)
+    assert (await admin.until(node.id, "in_sync"))["last_error"] is None
+    assert pace.pauses == [1, 2, 3]
+    await admin.change("newer")
+    received, _ = await take_delta(node)
+    await node.nack(received, error=FULL, kept_hash=received.delta.from_hash if received.delta else "")
+    await node.snapshot()
+    assert pace.pauses == [1, 2, 3, 1]
+
+
+async def test_a_refusal_about_the_node_that_comes_late_is_followed_by_the_snapshot_too(
+    admin: Admin, opened: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(admin, Counting(answer=0.05), monkeypatch)
+    node, first = await in_sync(admin, opened)
+    await admin.change("new")
+    received, _ = await take_delta(node)
+    async with asyncio.timeout(20):
+        while "has not answered" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await node.nack(received, error="not all workers answered within 25 seconds", kept_hash=first.hash)
+    assert (await node.snapshot()).hash == received.hash
+
+
+async def test_a_change_does_not_wait_for_the_pause_after_a_refusal(
+    admin: Admin, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(admin, Pace(again=(3600.0, 3600.0)), monkeypatch)
+    node, first = await in_sync(admin, opened)
+    await admin.change("new")
+    received, _ = await take_delta(node)
+    await node.nack(received, error=FULL, kept_hash=first.hash)
+    await admin.until(node.id, "rejected")
+    await admin.change("newer")
+    after, delta = await take_delta(node)
+    assert sorted(put_names(delta)) == ["new", "newer"]
+    assert (await admin.until(node.id, "pending"))["last_error"]["version"] == received.version
+    await node.ack(after)
+    await admin.until(node.id, "in_sync")
+
+
+@pytest.mark.parametrize("fault", [{"entity_type": "services"}, {"unreadable": True}])
+async def test_a_refusal_that_is_about_the_snapshot_is_not_followed_by_the_same(
+    admin: Admin, opened: Any, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+) -> None:
+    use(admin, pace := Counting(), monkeypatch)
+    node, first = await in_sync(admin, opened)
+    await admin.change("bad")
+    received, _ = await take_delta(node)
+    await node.nack(received, error="no", kept_hash=first.hash, **fault)
+    await admin.until(node.id, "rejected")
+    await admin.change("good")
+    assert (await node.snapshot()).hash != received.hash
+    assert pace.pauses == []
+
+
+def test_pauses_grow_to_a_limit_and_differ() -> None:
+    pace = Pace(again=(2.0, 60.0))
+    for refusals, longest in ((1, 2), (2, 4), (3, 8), (5, 32), (6, 60), (7, 60), (10_000, 60)):
+        pauses = {pace.pause(refusals) for _ in range(50)}
+        assert longest / 2 <= min(pauses) < max(pauses) <= longest
+
+
 async def test_the_words_of_a_wish_in_answer_to_the_whole_are_a_rejection(admin: Admin, opened: Any) -> None:
-    """Otherwise such a node would be sent the same again and again."""
+    """Otherwise such a node would be sent the same again and again, without a pause."""
     node = ScriptedNode(opened)
     await node.hello()
     await node.nack(await node.snapshot(), error=USELESS)
@@ -253,6 +352,26 @@ async def test_a_rejected_change_that_is_taken_back_is_not_sent(admin: Admin, op
     await admin.change("good")
     _, delta = await take_delta(node)
     assert put_names(delta) == ["good"]
+
+
+async def test_what_is_withheld_from_a_node_that_wants_the_whole_is_withheld_once(
+    admin: Admin, opened: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = ScriptedNode(opened)
+    await node.hello(plugins=["datakit"])
+    first = await node.snapshot()
+    await node.ack(first)
+    await admin.change("new")
+    received, _ = await take_delta(node)
+    plugin = await admin.http.post(f"{admin.path}/core-entities/plugins", json={"name": "key-auth"})
+    assert plugin.status_code == 201, plugin.text
+    await admin.plane.snapshots.refresh(admin.path.rsplit("/", 1)[1])
+    await node.nack(received, error=USELESS, kept_hash=first.hash)
+    await admin.until(node.id, "rejected")
+    deleted = await admin.http.delete(f"{admin.path}/core-entities/plugins/{plugin.json()['id']}")
+    assert deleted.status_code == 204
+    assert (await node.snapshot()).delta is None
+    assert caplog.text.count("configuration withheld") == 1
 
 
 async def test_a_delta_that_brings_a_plugin_which_the_node_lacks_is_withheld(admin: Admin, opened: Any) -> None:

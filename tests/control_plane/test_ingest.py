@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
@@ -183,6 +186,42 @@ async def test_strange_values_are_stored_and_not_refused_for_ever(database: Data
     batch = analytics_pb2.Batch(sequence=1, events=[strange], deltas=deltas, dropped_events=(1 << 64) - 1)
     assert await ingest.apply(reporter(), batch) == 1
     assert await ingest.apply(reporter(), analytics_pb2.Batch(sequence=2, events=[strange], deltas=deltas)) == 2
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+SEQUENCES = itertools.count(1)
+
+
+def with_texts(message: Any, texts: Iterator[str]) -> Any:
+    """Every text of a message, and of those within it, is the next of these."""
+    for field in message.DESCRIPTOR.fields:
+        if field.type == field.TYPE_STRING:
+            setattr(message, field.name, next(texts))
+        elif field.type == field.TYPE_MESSAGE:
+            value = getattr(message, field.name)
+            for one in [value.add()] if field.is_repeated else [value]:
+                with_texts(one, texts)
+    return message
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANY_TEXT, min_size=1, max_size=8))
+@example(["a\0b"])
+@example(["\0"])
+@example(["\x1b[2J\r\n" * 500])
+async def test_whatever_texts_a_batch_holds_it_is_stored_and_none_has_control_characters(
+    database: Database, texts: list[str]
+) -> None:
+    batch = with_texts(analytics_pb2.Batch(sequence=next(SEQUENCES)), itertools.cycle(texts))
+    await Ingest(database).apply(reporter("texts"), batch)
+    async with database.reading() as session:
+        for table in (REQUEST_EVENTS, LLM_CALLS, API_USAGE, LLM_USAGE):
+            for row in await session.execute(select(table)):
+                assert not any(unicodedata.category(letter) == "Cc" for letter in "".join(filter(is_text, row)))
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 async def test_the_request_log_is_pruned_and_the_sums_stay(database: Database) -> None:

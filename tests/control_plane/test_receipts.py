@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from control_plane import receipts
+from control_plane.discovery import Pace
 from control_plane.models import Node
 from control_plane.node_rows import NodeRows
 from control_plane.receipts import Propagation, runs_on_all
@@ -113,6 +114,22 @@ async def test_a_refusal_is_an_answer_that_names_entity_and_field(client: Client
     assert (refused["error"]["entity_name"], refused["error"]["field"]) == ("a", "host")
     assert refused["error"]["message"] == "no such host"
     assert refused["milliseconds"] > 0
+
+
+async def test_a_refusal_that_passes_is_shown_until_the_snapshot_sent_again_is_taken(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.plane.wire is not None
+    monkeypatch.setattr(client.plane.wire._config_sync, "_pace", Pace(again=(0.0, 0.0)))
+    async with nodes(client, 1) as (node,):
+        version = (await client.apply(services("a")))["version"]
+        await node.nack(await node.snapshot(), error="No space left on device")
+        again = await node.snapshot()
+        (item,) = (await ask(client, version))["items"]
+        assert (item["state"], item["error"]["message"]) == ("refused", "No space left on device")
+        await node.ack(again)
+        applied = await until(client, version, lambda item: item["state"] == "applied")
+    assert applied["error"] is None
 
 
 async def test_a_refusal_of_an_earlier_version_is_none_of_this_one(client: Client) -> None:

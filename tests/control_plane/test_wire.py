@@ -6,12 +6,15 @@ import asyncio
 import logging
 import random
 import uuid
+from typing import Any
 
 import grpc
 import orjson
 import pytest
+from sqlalchemy import select
 
 from control_plane.discovery import version_problem
+from control_plane.models import ANALYTICS_EPOCHS
 from gateway_schema.document import hash_of
 from gateway_schema.wire import analytics_pb2, config_pb2
 from tests.control_plane.administration import Admin
@@ -296,7 +299,57 @@ async def test_nodes_are_listed_in_pages_and_can_be_forgotten(admin: Admin) -> N
     assert (await admin.http.get(f"{admin.path}/nodes/{seen[0]}")).status_code == 404
 
 
-# -- strange bytes
+# -- strange texts and bytes
+
+FORGED = "n\r\n2026-01-01 ERROR control_plane: forged\x1b[2J\x85\u2028\0"
+
+
+async def test_no_text_of_a_node_makes_a_line_of_the_log_or_acts_on_a_terminal(
+    admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugin = await admin.http.post(f"{admin.path}/core-entities/plugins", json={"name": "key-auth"})
+    assert plugin.status_code == 201, plugin.text
+    await admin.plane.snapshots.refresh(admin.path.rsplit("/", 1)[1])
+    fault = dict.fromkeys(("error", "entity_type", "entity_id", "entity_name", "field", "kept_hash"), FORGED)
+    async with channel(admin.plane, admin.pair) as opened:
+        withheld, refused, refusing = (ScriptedNode(opened) for _ in range(3))
+        await withheld.hello(hostname=FORGED, plugins=[FORGED])
+        await admin.until(withheld.id, "rejected")
+        await refused.hello(hostname=FORGED, version=FORGED)
+        assert await refused.ended() is grpc.StatusCode.OK
+        await refusing.hello(hostname=FORGED)
+        await refusing.nack(await refusing.snapshot(), **fault)
+        await admin.until(refusing.id, "rejected")
+        rows = [await admin.node(node.id) for node in (withheld, refused, refusing)]
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("forged" in line for line in lines) == 3
+    assert all(line.isprintable() for line in lines)
+    assert sum(text.count("forged") for text in texts_in(rows)) == 3 + 2 + 6
+    assert all(text.isprintable() for text in texts_in(rows))
+
+
+def texts_in(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in within for text in texts_in(one)]
+
+
+@pytest.mark.parametrize(
+    "name", [field.name for field in analytics_pb2.ReportHello.DESCRIPTOR.fields if field.type == field.TYPE_STRING]
+)
+async def test_a_hello_of_telemetry_with_strange_texts_is_refused_or_served(admin: Admin, name: str) -> None:
+    async with channel(admin.plane, admin.pair) as opened:
+        reporter = ScriptedReporter(opened, **{"node_id": str(uuid.uuid4()), name: FORGED})
+        if name == "version":
+            assert await reporter.hello() == 0
+            assert await reporter.report(analytics_pb2.Batch(sequence=1)) == 1
+            async with admin.plane.database.reading() as session:
+                assert (await session.execute(select(ANALYTICS_EPOCHS.c.node_version))).scalar_one().isprintable()
+        else:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await reporter.hello()
+            assert await reporter.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_mutated_messages_kill_nothing(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:

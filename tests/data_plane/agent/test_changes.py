@@ -181,6 +181,7 @@ async def test_a_document_that_deltas_would_make_too_large_is_refused(
     assert isinstance(nack, pb.Nack)
     assert not nack.error.startswith(WHOLE_WANTED)  # the whole would be as large
     assert "more than" in nack.error
+    assert nack.unreadable
 
 
 async def test_a_node_without_a_configuration_wants_the_whole(control_plane: ControlPlane, node: Node) -> None:

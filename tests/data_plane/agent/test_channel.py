@@ -240,6 +240,74 @@ async def test_workers_that_never_answer_are_a_refusal(ends: Ends) -> None:
     worker.hold.set()
 
 
+async def both_run_one(ends: Ends) -> tuple[FakeWorker, FakeWorker]:
+    first, second = await ends.connect(), await ends.connect()
+    assert await ends.fleet.apply(ends.snapshot(1, b"one"), PATIENCE) is None
+    return first, second
+
+
+async def test_a_worker_that_takes_a_snapshot_after_it_was_withdrawn_is_called_back(ends: Ends) -> None:
+    first, second = await both_run_one(ends)
+    second.hold = asyncio.Event()
+    assert await ends.fleet.apply(ends.snapshot(2, b"two"), 0.05) is not None
+    second.hold.set()
+    await eventually(lambda: second.ran == [(1, b"one"), (2, b"two"), (1, b"one")], "it is back")
+    assert [version for version, _ in first.ran] == [1, 2, 1]
+    assert await ends.fleet.until(lambda: [link.version for link in ends.fleet.links] == [1, 1], PATIENCE)
+    assert await ends.fleet.apply(ends.snapshot(3, b"three"), PATIENCE) is None
+
+
+async def test_a_worker_that_takes_a_withdrawn_snapshot_where_there_was_none_before_is_replaced(ends: Ends) -> None:
+    worker = await ends.connect()
+    worker.hold = asyncio.Event()
+    assert await ends.fleet.apply(ends.snapshot(1, b"one"), 0.05) is not None
+    worker.hold.set()
+    async with asyncio.timeout(PATIENCE):
+        await worker.drained.wait()
+
+
+async def test_a_worker_that_finds_a_withdrawn_snapshot_gone_runs_on_without_a_traceback(
+    ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, second = await both_run_one(ends)
+    second.stopped = asyncio.Event()
+    two = ends.snapshot(2, b"two")
+    assert await ends.fleet.apply(two, 0.05) is not None
+    ends.store.discard(two)
+    second.stopped.set()
+    assert await ends.fleet.until(lambda: not any(link.busy for link in ends.fleet.links), PATIENCE)
+    assert second.ran == [(1, b"one")]
+    assert [record for record in caplog.records if record.exc_info] == []
+    assert await ends.fleet.apply(ends.snapshot(2, b"two"), PATIENCE) is None
+    assert second.ran == [(1, b"one"), (2, b"two")]
+
+
+async def test_while_one_worker_owes_an_answer_the_others_are_left_in_peace(ends: Ends) -> None:
+    first, second = await both_run_one(ends)
+    second.hold = asyncio.Event()
+    two = ends.snapshot(2, b"two")
+    for _ in range(3):
+        assert await ends.fleet.apply(two, 0.05) is not None
+    assert [version for version, _ in first.ran] == [1, 2, 1]
+    applying = asyncio.create_task(ends.fleet.apply(two, PATIENCE))
+    second.hold.set()
+    assert await applying is None
+    assert [link.version for link in ends.fleet.links] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("document", "named", "unreadable"),
+    [(b"refused", True, False), (b"no document", False, True), (b"broken", False, False)],
+)
+async def test_a_refusal_says_whether_the_snapshot_is_at_fault(
+    ends: Ends, document: bytes, named: bool, unreadable: bool
+) -> None:
+    await ends.connect()
+    refusal = await ends.fleet.apply(ends.snapshot(1, document), PATIENCE)
+    assert refusal is not None
+    assert (bool(refusal.entity_type), refusal.unreadable) == (named, unreadable)
+
+
 async def test_a_snapshot_over_which_workers_die_is_refused(ends: Ends) -> None:
     applying = asyncio.create_task(ends.fleet.apply(ends.snapshot(1, b"deadly"), PATIENCE))
     for _ in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from pathlib import Path
@@ -88,6 +89,7 @@ async def test_a_damaged_snapshot_is_refused_and_never_reaches_a_worker(
     nack = await control_plane.answer_to(control_plane.push(1, b"one", **changes))
     assert isinstance(nack, pb.Nack)
     assert reason in nack.error
+    assert nack.unreadable
     assert [worker.ran for worker in node.workers] == [[], []]
 
 
@@ -98,6 +100,45 @@ async def test_a_snapshot_that_would_unpack_beyond_all_measure_is_refused(
     nack = await control_plane.answer_to(control_plane.push(1, bytes(5_000_000)))
     assert isinstance(nack, pb.Nack)
     assert "more than" in nack.error
+    assert nack.unreadable
+
+
+def about_the_node(nack: pb.Ack | pb.Nack, reason: str) -> None:
+    assert isinstance(nack, pb.Nack)
+    assert reason in nack.error
+    assert (nack.entity_type, nack.unreadable) == ("", False)
+    assert (nack.kept_version, nack.kept_hash) == (1, hash_of(b"one"))
+
+
+async def test_a_snapshot_that_a_stopped_worker_missed_is_taken_when_it_comes_again(
+    control_plane: ControlPlane, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await control_plane.answer_to(control_plane.push(1, b"one"))
+    late = node.workers[0]
+    late.stopped = asyncio.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(changes, "APPLY_TIMEOUT", 0.05)
+        about_the_node(await control_plane.answer_to(control_plane.push(2, b"two")), "not all workers answered")
+    late.stopped.set()
+    assert isinstance(await control_plane.answer_to(control_plane.push(2, b"two")), pb.Ack)
+    assert node.running() == [2, 2]
+    assert late.ran == [(1, b"one"), (2, b"two")]
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_snapshot_that_a_full_disk_did_not_take_is_taken_when_it_comes_again(
+    control_plane: ControlPlane, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await control_plane.answer_to(control_plane.push(1, b"one"))
+
+    def full(*_: object) -> Snapshot:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.store, "stage", full)
+        about_the_node(await control_plane.answer_to(control_plane.push(2, b"two")), "No space left on device")
+    assert isinstance(await control_plane.answer_to(control_plane.push(2, b"two")), pb.Ack)
+    assert node.running() == [2, 2]
 
 
 async def test_of_snapshots_that_arrive_meanwhile_only_the_newest_is_applied(

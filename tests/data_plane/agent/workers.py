@@ -21,12 +21,17 @@ class FakeWorker:
         """For each that it ran, the file with the changes that lead there."""
         self.drained = asyncio.Event()
         self.hold: asyncio.Event | None = None
+        """Awaited before anything is run, the document being read already."""
+        self.stopped: asyncio.Event | None = None
+        """Awaited before anything is done."""
         self.channel = WorkerChannel(
             path, index, os.getpid(), self._apply, self.drained.set, limit=limit, journals=journals
         )
         self.task = asyncio.create_task(self.channel.run())
 
     async def _apply(self, version: int, hash_: str, path: Path, changes: Path | None) -> None:
+        if self.stopped is not None:
+            await self.stopped.wait()
         document = await asyncio.to_thread(path.read_bytes)
         if self.hold is not None:
             await self.hold.wait()
@@ -34,6 +39,8 @@ class FakeWorker:
             raise ConfigError(
                 "no such model", entity_type="plugins", entity_id="p-1", entity_name="ai", field="config.model"
             )
+        if b"no document" in document:
+            raise ConfigError("not a document")
         if b"broken" in document:
             raise KeyError("secret-value")
         self.ran.append((version, document))
