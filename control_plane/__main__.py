@@ -20,10 +20,10 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import uvicorn
 import uvloop
 
 from control_plane.app import create_app
+from control_plane.connections import Limits, Server
 from control_plane.errors import StartError
 from control_plane.plane import ControlPlane
 from control_plane.rotation import rotate_key
@@ -142,8 +142,9 @@ async def _open(plane: ControlPlane) -> None:
 
 
 async def _serve(plane: ControlPlane, listener: socket.socket) -> None:
-    config = uvicorn.Config(
+    server = Server(
         create_app(plane),
+        Limits.within(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -158,7 +159,7 @@ async def _serve(plane: ControlPlane, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     sys.stdout.write(f"control plane ready: http://{host}:{port}, data planes at {plane.grpc_address}\n")
     sys.stdout.flush()
-    await uvicorn.Server(config).serve(sockets=[listener])
+    await server.serve(sockets=[listener])
 
 
 def _settle_memory() -> None:

@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from control_plane.api import (
@@ -191,6 +192,8 @@ class Edge:
         try:
             self._check_announced(scope)
             await self._app(scope, self._counted(receive), watch)
+        except ClientDisconnect:
+            return  # nobody is left to answer, and nothing of ours failed
         except Exception as error:
             if started:
                 raise

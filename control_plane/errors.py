@@ -6,14 +6,15 @@ ControlPlaneError                   answered as problem+json with `message`; one
 │   ├── InvalidOffset 7 · InvalidSize 9 · InvalidOptions 11
 ├── Unauthorized 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405
 ├── Conflict 409                    a name that is taken
-├── BodyTooLarge 413 · UnsupportedMediaType 415
+├── RequestTimeout 408 · BodyTooLarge 413 · UnsupportedMediaType 415 · HeadTooLarge 431
 ├── TooManyRequests 429            too many wrong tokens; Retry-After says how long
 ├── EntityError                     an entity cannot be written; `code` as in Kong's Admin API
 │   ├── SchemaFault 400 (2) · PrimaryKeyTaken 400 (3) · ForeignKeyMissing 400 (4) · StillReferenced 400 (4)
 │   ├── UniqueTaken 409 (5) · ForeignKeyUnresolved 400 (13) · ListedByOthers 400 (19)
 ├── DocumentRefused 400             a declarative document; every fault with its path in the document
 ├── Unexpected 500                  a fault of ours; says nothing but the trace id
-└── Unavailable 503                 the database cannot be reached
+├── Unavailable 503                 the database cannot be reached
+└── TooManyConnections 503          and none of them is idle
 StartError                          the process cannot start; its text is for the operator
 """
 
@@ -102,6 +103,15 @@ class Conflict(ControlPlaneError):
     status = 409
 
 
+class RequestTimeout(ControlPlaneError):
+    """`part`: head or body."""
+
+    status = 408
+
+    def __init__(self, part: str) -> None:
+        super().__init__(f"the request's {part} did not come in time")
+
+
 class BodyTooLarge(ControlPlaneError):
     status = 413
 
@@ -114,6 +124,13 @@ class UnsupportedMediaType(ControlPlaneError):
 
     def __init__(self, given: str) -> None:
         super().__init__(f"expected application/json, not {given}")
+
+
+class HeadTooLarge(ControlPlaneError):
+    status = 431
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request's head is larger than {limit} bytes")
 
 
 class TooManyRequests(ControlPlaneError):
@@ -236,6 +253,13 @@ class Unavailable(ControlPlaneError):
 
     def __init__(self) -> None:
         super().__init__("the database cannot be reached; try again in a moment")
+
+
+class TooManyConnections(ControlPlaneError):
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("too many connections are open; try again in a moment")
 
 
 def problem(error: ControlPlaneError, trace: str | None = None) -> dict[str, Any]:

@@ -7,10 +7,14 @@ so that a node which still presents one is told, and the log says, that it was r
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
+import logging
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -18,6 +22,11 @@ from sqlalchemy import select
 
 from control_plane.database import Database
 from control_plane.models import REVOKED_CERTIFICATES, ControlPlane, DataPlaneCertificate
+
+_log = logging.getLogger(__name__)
+
+_KEPT = 1 << 14
+"""Certificates that are not read anew at each refresh: OpenSSL takes half a millisecond for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +45,7 @@ class Pin:
 
     def refusal(self, now: datetime) -> tuple[str, str] | None:
         """Why a node that presents it may not be served: a code and a sentence; None when it may."""
-        name = f"client certificate {self.fingerprint[:16]}… ({self.title or 'untitled'})"
-        name += f" of control plane {self.control_plane_name or self.control_plane_id}"
+        name = _name(self.fingerprint, self.title, self.control_plane_name or self.control_plane_id)
         if self.revoked:
             return "revoked_certificate", f"{name} was revoked"
         if now > self.not_after:
@@ -53,6 +61,8 @@ class Pins:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._pins: dict[str, Pin] = {}
+        self._faults: dict[str, str] = {}
+        """Of the last read, by fingerprint: each is told once."""
         self._on_change: list[Callable[[], None]] = []
         self._one_at_a_time = asyncio.Lock()
         """What was read first must not replace what was read later."""
@@ -75,12 +85,23 @@ class Pins:
             revoked = (await session.execute(select(REVOKED_CERTIFICATES))).all()
             names = {row.id: row.name for row in await session.execute(select(ControlPlane.id, ControlPlane.name))}
             live = (await session.execute(select(DataPlaneCertificate).order_by("created_at", "id"))).scalars().all()
+        rows: list[tuple[Any, bool]] = [(row, True) for row in revoked] + [(row, False) for row in reversed(live)]
         pins: dict[str, Pin] = {}
-        for gone in revoked:
-            pins[gone.fingerprint] = _pin(gone.control_plane_id, names, gone.title, gone.cert, revoked=True)
-        for row in reversed(live):
-            pins[row.fingerprint] = _pin(row.control_plane_id, names, row.title, row.cert)
+        faults: dict[str, str] = {}
+        for row, is_revoked in rows:
+            try:
+                pins[row.fingerprint] = _pin(row, names, is_revoked)
+            except ValueError as error:
+                # Stored when less was checked. Without it one node is a stranger; failing here, every new one would be.
+                owner = names.get(row.control_plane_id) or row.control_plane_id
+                faults[row.fingerprint] = f"{_name(row.fingerprint, row.title, owner)} cannot be used: {error}"
+        self._tell(faults)
         return pins
+
+    def _tell(self, faults: dict[str, str]) -> None:
+        for fingerprint in faults.keys() - self._faults.keys():
+            _log.error("%s", faults[fingerprint])
+        self._faults = faults
 
     def of(self, fingerprint: str) -> Pin | None:
         return self._pins.get(fingerprint)
@@ -91,10 +112,20 @@ class Pins:
         return "\n".join(pin.pem for pin in self._pins.values())
 
 
+@functools.lru_cache(_KEPT)
 def read_certificate(pem: str) -> tuple[x509.Certificate, str, str]:
-    """The first certificate of a PEM text, with its own text and fingerprint. Raises ValueError when there is none."""
-    certificate = x509.load_pem_x509_certificate(pem.encode())
-    return certificate, certificate.public_bytes(serialization.Encoding.PEM).decode(), fingerprint_of(certificate)
+    """The first certificate of a PEM text, with its own text and fingerprint. Raises ValueError that says why not."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+    except (ValueError, x509.InvalidVersion):
+        raise ValueError("not a certificate in PEM form (-----BEGIN CERTIFICATE----- …)") from None
+    text = certificate.public_bytes(serialization.Encoding.PEM).decode()
+    try:
+        # In a bundle, one that it cannot read would take along all others.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
+    except ssl.SSLError as error:
+        raise ValueError(f"OpenSSL cannot read this certificate: {error.reason or error}") from None
+    return certificate, text, fingerprint_of(certificate)
 
 
 def fingerprint_of(certificate: x509.Certificate | bytes) -> str:
@@ -103,13 +134,18 @@ def fingerprint_of(certificate: x509.Certificate | bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
-def _pin(control_plane_id: str, names: dict[str, str], title: str | None, pem: str, revoked: bool = False) -> Pin:
-    certificate, text, fingerprint = read_certificate(pem)
+def _name(fingerprint: str, title: str | None, owner: str) -> str:
+    return f"client certificate {fingerprint[:16]}… ({title or 'untitled'}) of control plane {owner}"
+
+
+def _pin(row: Any, names: dict[str, str], revoked: bool) -> Pin:
+    """Raises ValueError for a certificate that cannot be read."""
+    certificate, text, fingerprint = read_certificate(row.cert)
     return Pin(
-        control_plane_id=control_plane_id,
-        control_plane_name=names.get(control_plane_id, ""),
+        control_plane_id=row.control_plane_id,
+        control_plane_name=names.get(row.control_plane_id, ""),
         fingerprint=fingerprint,
-        title=title or "",
+        title=row.title or "",
         pem=text,
         not_before=certificate.not_valid_before_utc.astimezone(UTC),
         not_after=certificate.not_valid_after_utc.astimezone(UTC),

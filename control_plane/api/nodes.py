@@ -177,9 +177,12 @@ async def _revoke(session: AsyncSession, row: DataPlaneCertificate) -> None:
 
 def _read(pem: str) -> tuple[str, str]:
     try:
-        _, text, fingerprint = read_certificate(pem)
-    except ValueError:
-        raise BadRequest("cert: not a certificate in PEM form (-----BEGIN CERTIFICATE----- …)") from None
+        certificate, text, fingerprint = read_certificate(pem)
+    except ValueError as error:
+        raise BadRequest(f"cert: {error}") from None
+    if certificate.serial_number <= 0:
+        # Later versions of the library will not read it. One that was stored before is read for as long as it can be.
+        raise BadRequest("cert: its serial number must be positive (RFC 5280)")
     return text, fingerprint
 
 

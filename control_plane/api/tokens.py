@@ -41,6 +41,8 @@ from control_plane.repository import as_id
 router = StemRouter(prefix="/v2/tokens", tags=["tokens"])
 
 _MISSING = "The requested token was not found."
+_YEAR_10000 = 253_402_300_800
+"""In Unix seconds: from here on no time can be written. One that is written with an offset can lie there."""
 
 
 class CreateToken(BaseModel):
@@ -156,6 +158,8 @@ def _expiry(text: str | None) -> int | None:
     seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     if seconds <= time.time():
         raise _invalid_expiry("must lie in the future")
+    if seconds >= _YEAR_10000:
+        raise _invalid_expiry("must lie before the year 10000 in UTC")
     return seconds
 
 

@@ -141,6 +141,30 @@ async def test_it_may_open_as_many_files_as_the_system_allows(tmp_path: Path) ->
     assert soft == hard
 
 
+async def test_connections_that_send_nothing_leave_it_its_files(tmp_path: Path) -> None:
+    script = 'import os, sys; os.execv(sys.executable, [sys.executable, "-m", "control_plane"])'
+    lowered = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, 256)); {script}"
+    more = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", lowered, env=environment(tmp_path, TANDEM_ADMIN_TOKEN="kpat_of-the-operator"), **more
+    )
+    try:
+        base = httpx.URL(await ready(running))
+        silent = [await asyncio.open_connection(base.host, base.port) for _ in range(400)]
+        headers = {"authorization": "Bearer kpat_of-the-operator"}
+        async with httpx.AsyncClient(base_url=base, headers=headers) as http:
+            assert (await http.get("/v2/control-planes")).status_code == 200
+        for _, writer in silent:
+            writer.close()
+        running.terminate()
+        status, errors = await failed(running)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            running.kill()
+    assert status == 0, errors
+    assert "Too many open files" not in errors
+
+
 async def test_its_answers_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
     """Without TCP_NODELAY each answer on a kept connection takes 40 ms longer than it should."""
     accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -79,12 +79,21 @@ async def test_an_expired_token_hears_that_it_expired(client: Client) -> None:
         ({"name": "a", "kind": "robot"}, "kind"),
         ({"name": "a", "expires_at": "soon"}, "expires_at"),
         ({"name": "a", "expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
+        ({"name": "a", "expires_at": "0001-01-01T00:00:00+01:00"}, "expires_at"),
+        ({"name": "a", "expires_at": "9999-12-31T23:59:59-01:00"}, "expires_at"),
         ({"name": "a", "digest": "x"}, "digest"),
     ],
 )
 async def test_a_wrong_token_is_refused_by_field(client: Client, body: dict[str, Any], field: str) -> None:
     refused = await client.call("POST", "/v2/tokens", body, 400)
     assert [item["field"] for item in refused["invalid_parameters"]] == [field]
+
+
+async def test_a_token_may_last_as_long_as_its_end_can_be_written(client: Client) -> None:
+    made = await make_token(client, expires_at="9999-12-31T23:59:59Z")
+    assert made["expires_at"] == "9999-12-31T23:59:59.000Z"
+    refused = await make_token(client, 400, expires_at="9999-12-31T23:59:59-00:01")
+    assert "expires_at: must lie before the year 10000 in UTC" in refused["message"]
 
 
 # -- scopes
