@@ -7,39 +7,25 @@ from __future__ import annotations
 
 import re
 
-_SEGMENT = r"[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*"
-_PLAIN = re.compile(f"/(?:{_SEGMENT}/)*(?:{_SEGMENT})?").fullmatch
-"""Paths that normalising leaves as they are: no escapes, no empty or dotted segments. Most paths are such."""
+from gateway_schema.paths import is_plain
+from gateway_schema.paths import normalise as normal_form
 
-_RESERVED = frozenset(b"!*'();:@&=+$,/?%#[]")
-_ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _UNSAFE = re.compile(rb"[^!#$&'()*+,/:;=?@\[\]A-Za-z0-9._~%-]")
 
 
 def normalise(path: str) -> str:
-    """The path that routes are matched against and that goes upstream.
-
-    Escapes of everything but reserved characters are undone, those that stay are written in capitals, dot segments
-    are resolved and repeated slashes merged. `path` is latin-1 text as on the wire; the result is UTF-8 text (bytes
-    that are none survive as surrogates).
-    """
-    if _PLAIN(path):
-        return path
-    raw = _ESCAPED.sub(_decode, path.encode("latin-1", "replace"))
-    return _without_dots(raw.decode("utf-8", "surrogateescape"))
+    """The path that routes are matched against and that goes upstream. `path` is latin-1 text as on the wire."""
+    return path if is_plain(path) else normal_form(path.encode("latin-1", "replace"))
 
 
 def normalise_configured(path: str) -> str:
     """The same for a path that stands in a configuration, which is text rather than wire bytes."""
-    if _PLAIN(path):
-        return path
-    raw = _ESCAPED.sub(_decode, path.encode())
-    return _without_dots(raw.decode("utf-8", "surrogateescape"))
+    return path if is_plain(path) else normal_form(path.encode())
 
 
 def escape(path: str) -> str:
     """A normalised path as it goes on the wire."""
-    if _PLAIN(path):
+    if is_plain(path):
         return path
     raw = path.encode("utf-8", "surrogateescape")
     return _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], raw).decode("ascii")
@@ -63,24 +49,6 @@ def join(service_path: str, path: str, rest: str, *, strip: bool) -> str:
     if rest.startswith("/"):
         return (service_path[:-1] if slash else service_path) + rest
     return service_path + rest if slash else f"{service_path}/{rest}"
-
-
-def _decode(match: re.Match[bytes]) -> bytes:
-    value = int(match[1], 16)
-    return match[0].upper() if value in _RESERVED else bytes((value,))
-
-
-def _without_dots(path: str) -> str:
-    segments: list[str] = []
-    parts = path.split("/")
-    for part in parts[1:]:
-        if part == "..":
-            if segments:
-                segments.pop()
-        elif part not in ("", "."):
-            segments.append(part)
-    trailing = "/" if segments and parts[-1] in ("", ".", "..") else ""
-    return "/" + "/".join(segments) + trailing
 
 
 def _sane(rest: str) -> str:

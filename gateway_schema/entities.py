@@ -26,6 +26,7 @@ from pydantic import (
 from gateway_schema import defaults
 from gateway_schema.base import Protocol, Record, SecretText, Text, canonical_id, is_address
 from gateway_schema.expressions import ExpressionError, check_expression
+from gateway_schema.paths import written_normally
 from gateway_schema.patterns import PatternError, compile_path
 from gateway_schema.violations import FieldFaults
 
@@ -39,6 +40,10 @@ _METHOD = re.compile(r"[A-Z]+")
 _PATH = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,;=:@/%]*")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?(\.\*)?(:[0-9]{1,5})?")
 _SERVICE_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?\.?")
+
+_ROUTE_PATH = re.compile(r"/(?:[^\x00-\x1f\x7f\ud800-\udfff%?#\[\]]|%[0-9A-Fa-f]{2})*")
+"""More than a URI's characters: the normal form of an escape is the character."""
+_HEADER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 PROTOCOL_FAMILIES = (
     frozenset({"http", "https"}),
@@ -90,13 +95,41 @@ def _check_route_path(value: str) -> str:
         return value
     if not value.startswith("/"):
         raise ValueError("should start with: / (fixed path) or ~/ (regex path)")
-    return _check_path(value)
+    if "//" in value:
+        raise ValueError("must not have empty segments")
+    if not _ROUTE_PATH.fullmatch(value):
+        raise ValueError(f"invalid path: '{value}' (one of ?, #, [, ], a control character, or a broken escape)")
+    if (normal := written_normally(value)) != value:
+        raise ValueError(f"non-normalized path, consider use '{normal}' instead")
+    return value
 
 
 def _check_host(value: str) -> str:
     if not _HOST.fullmatch(value) or value.count("*") > 1:
         raise ValueError(f"invalid value: {value} (a host name, with one '*' at its start or end at the most)")
+    if int(value.partition(":")[2] or 0) > 65_535:
+        raise ValueError(f"invalid value: {value} (a port is at most 65535)")
     return value
+
+
+def _check_route_sni(value: str) -> str:
+    if ":" in value:
+        raise ValueError("must not have a port")
+    if re.fullmatch(r"[0-9.]+", value):
+        raise ValueError("must not be an IP")
+    _check_host(value.removesuffix("."))
+    return value
+
+
+def _check_header_names(headers: dict[str, list[str]]) -> dict[str, list[str]]:
+    for name in headers:
+        if not name:
+            raise ValueError("no header name provided")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"bad header name '{name}', allowed characters are A-Z, a-z, 0-9, '_', and '-'")
+        if name.lower() == "host":
+            raise ValueError("must not contain 'host' (use 'hosts')")
+    return headers
 
 
 def _check_service_host(value: str) -> str:
@@ -255,6 +288,7 @@ def _split_url(url: str) -> Mapping[str, Any]:
 
 _CRITERIA = ("methods", "hosts", "paths", "headers", "snis", "sources", "destinations")
 TRADITIONAL_ONLY = ("regex_priority", "path_handling")
+_WITH_SNI = frozenset({"grpcs", "https", "tls", "tls_passthrough", "wss"})
 
 _MATCHING = (
     (("http", "ws"), ("methods", "hosts", "headers", "paths"), ("sources", "destinations")),
@@ -290,8 +324,8 @@ class Route(Entity):
     methods: list[Annotated[str, AfterValidator(_check_method)]] | None = None
     hosts: list[Annotated[str, AfterValidator(_check_host)]] | None = None
     paths: list[Annotated[str, AfterValidator(_check_route_path)]] | None = None
-    headers: dict[str, list[str]] | None = None
-    snis: list[str] | None = None
+    headers: Annotated[dict[str, list[str]], AfterValidator(_check_header_names)] | None = None
+    snis: list[Annotated[str, AfterValidator(_check_route_sni)]] | None = None
     sources: list[Endpoint] | None = None
     destinations: list[Endpoint] | None = None
     expression: Annotated[str, AfterValidator(_check_expression)] | None = None
@@ -337,8 +371,9 @@ class Route(Entity):
                 "('tls_passthrough'), ('grpc', 'grpcs'), ('ws', 'wss')"
             )
             raise FieldFaults([("protocols", text)])
-        if self.headers is not None and any(name.lower() == "host" for name in self.headers):
-            raise FieldFaults([("headers", "must not contain 'host' (use 'hosts')")])
+        if self.snis and _WITH_SNI.isdisjoint(self.protocols):
+            text = "'snis' can only be set when 'protocols' is 'grpcs', 'https', 'tls', 'tls_passthrough', or 'wss'"
+            raise FieldFaults([("snis", text)])
         if self.strip_path and {"grpc", "grpcs"} & set(self.protocols):
             raise FieldFaults([("strip_path", "cannot set 'strip_path' when 'protocols' is 'grpc' or 'grpcs'")])
         if self.expression is None:

@@ -54,6 +54,31 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("routes", {"protocols": ["tls_passthrough"]}, "must set one of 'snis' when 'protocols' is 'tls_passthrough'"),
     ("routes", {"protocols": ["tcp"], "sources": [{}]}, "sources[0]: at least one of these fields must be non-empty"),
     ("routes", {"protocols": ["tcp"], "sources": [{"ip": "x"}]}, "sources[0].ip: invalid ip or cidr range: 'x'"),
+    ("routes", {"paths": ["/x/./y"]}, "paths[0]: non-normalized path, consider use '/x/y' instead"),
+    ("routes", {"paths": ["/ok", "/a/../b"]}, "paths[1]: non-normalized path, consider use '/b' instead"),
+    ("routes", {"paths": ["/a/.."]}, "paths[0]: non-normalized path, consider use '/' instead"),
+    ("routes", {"paths": ["/a/%2e%2E/b"]}, "paths[0]: non-normalized path, consider use '/b' instead"),
+    ("routes", {"paths": ["/%61/%2f"]}, "paths[0]: non-normalized path, consider use '/a/%2F' instead"),
+    ("routes", {"paths": ["/caf%C3%A9/a%20b"]}, "paths[0]: non-normalized path, consider use '/café/a b' instead"),
+    ("routes", {"paths": ["/a%ff%61"]}, "paths[0]: non-normalized path, consider use '/a%FFa' instead"),
+    ("routes", {"paths": ["/a//b"]}, "paths[0]: must not have empty segments"),
+    ("routes", {"paths": ["/a%zz"]}, "paths[0]: invalid path: '/a%zz'"),
+    ("routes", {"paths": ["/a?b"]}, "paths[0]: invalid path: '/a?b'"),
+    ("routes", {"paths": ["/a\n"]}, "paths[0]: invalid path: '/a\n'"),
+    (
+        "routes",
+        {"paths": ["/x"], "protocols": ["http"], "snis": ["a"]},
+        "snis: 'snis' can only be set when 'protocols' is 'grpcs', 'https', 'tls', 'tls_passthrough', or 'wss'",
+    ),
+    ("routes", {"protocols": ["tcp"], "snis": ["a"]}, "snis: 'snis' can only be set when 'protocols' is"),
+    ("routes", {"protocols": ["https"], "snis": ["a", "not a host"]}, "snis[1]: invalid value: not a host"),
+    ("routes", {"protocols": ["https"], "snis": ["*.*"]}, "snis[0]: invalid value: *.*"),
+    ("routes", {"protocols": ["https"], "snis": ["10.0.0.1"]}, "snis[0]: must not be an IP"),
+    ("routes", {"protocols": ["https"], "snis": ["a.b:443"]}, "snis[0]: must not have a port"),
+    ("routes", {"hosts": ["a.b:99999"]}, "hosts[0]: invalid value: a.b:99999 (a port is at most 65535)"),
+    ("routes", {"headers": {"": ["a"]}}, "headers: no header name provided"),
+    ("routes", {"headers": {"x y": ["a"]}}, "headers: bad header name 'x y', allowed characters are A-Z, a-z, 0-9"),
+    ("routes", {"headers": {"HOST": ["a"]}}, "headers: must not contain 'host' (use 'hosts')"),
     ("consumer_groups", {}, "name: required field missing"),
     ("basicauth_credentials", {**CALLER, "username": "u"}, "password: required field missing"),
     ("hmacauth_credentials", CALLER, "username: required field missing"),
@@ -176,6 +201,20 @@ def test_whole_numbers_of_seconds_are_shown_without_a_fraction() -> None:
     numbers = [shown["active"]["timeout"], shown["active"]["healthy"]["interval"], shown["threshold"]]
     assert [repr(number) for number in numbers] == ["1", "5", "50"]
     assert shown["active"]["unhealthy"]["interval"] == 2.5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"paths": ["/", "/a/b.c/", "/a%2Fb", "/.well-known/x", "/café/a b", "/a%FF", "~/a%2e/(?<x>[^/]+)"]},
+        {"hosts": ["a.b:65535", "*.a", "a.*:80"]},
+        {"protocols": ["https"], "snis": ["a.b", "*.a", "a.*", "a.b."]},
+        {"protocols": ["tls"], "snis": ["a"]},
+        {"headers": {"x-a_1": ["b"]}},
+    ],
+)
+def test_what_a_route_may_match_by_is_kept_as_it_was_written(fields: dict[str, Any]) -> None:
+    assert {name: checked("routes", fields)[name] for name in fields} == fields
 
 
 def test_an_upstream_is_shown_with_its_whole_health_checks() -> None:
