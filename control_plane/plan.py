@@ -420,9 +420,7 @@ class _Planner:
     # -- words
 
     def _governs(self, row: Row) -> bool:
-        """Whether the row is in the document's reach: it carries the tags, or was last written under them."""
-        tags = self._tags
-        return not tags or self._owners.of(row) == tags or tags <= set(row.written.get("tags") or ())
+        return self._owners.governs(self._tags, row)
 
     def _not_governed(self, row: Row) -> str:
         owner = self._owners.of(row)
