@@ -50,11 +50,14 @@ class Expiry:
         self._due = math.inf
         self._sooner = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._ends = False
 
     def open(self) -> None:
         self._task = asyncio.create_task(self._keep_sweeping(), name="delete expired credentials")
 
     async def close(self) -> None:
+        self._ends = True
+        self._sooner.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -82,7 +85,7 @@ class Expiry:
             self._touch(control_plane_id)
 
     async def _keep_sweeping(self) -> None:
-        while True:
+        while not self._ends:
             self._sooner.clear()
             self._due = math.inf  # until it is known: whatever is written meanwhile wakes
             try:
