@@ -7,6 +7,7 @@ writes a link checks it by them: decK refuses to read a plugin with a link that 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -100,3 +101,34 @@ def _path_fault(link: Mapping[str, Any], kind: str | None, places: Places) -> st
     if path is None and kind in places and len(known) > 1:
         return f"required field missing, expected one of: {', '.join(known)}"
     return f"expected one of: {', '.join(known)}" if path is not None and path not in known else None
+
+
+# -- a plugin with its partials in it
+
+
+def inlined(plugin: Row, partials: Mapping[str, Row]) -> Row:
+    """The plugin as its partials (by id) make it: what one says replaces what the plugin itself says there. A link
+    from before links were checked may lead nowhere, and changes nothing."""
+    config = copy.deepcopy(plugin.complete["config"])
+    for link in plugin.written.get("partials") or ():
+        partial = partials.get(str(link["id"]).lower())
+        places = _places_in(plugin.written).get(partial.written["type"], ()) if partial is not None else ()
+        place = link.get("path") or next(iter(places), None)
+        if partial is not None and place in places:
+            _put(config, str(place).split(".")[1:], partial.complete["config"])
+    complete = {**plugin.complete, "config": config}
+    return Row(plugin.type, plugin.id, plugin.written, plugin.created_at, plugin.updated_at, complete)
+
+
+def _put(node: dict[str, Any], path: Sequence[str], value: Mapping[str, Any]) -> None:
+    """Records on the way are made where there are none; a list on the way has the value in each of its elements."""
+    name, is_list, rest = path[0].removesuffix("[]"), path[0].endswith("[]"), path[1:]
+    known = node.get(name)
+    if rest and is_list:
+        for element in known or ():
+            _put(element, rest, value)
+    elif rest:
+        node[name] = known if known is not None else {}
+        _put(node[name], rest, value)
+    else:
+        node[name] = [*(known or ()), value] if is_list else value

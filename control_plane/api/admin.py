@@ -28,13 +28,13 @@ from control_plane.api.admin_gateway import gateway_routes
 from control_plane.api.admin_routes import Routes
 from control_plane.api.entities import Collection
 from control_plane.api.exchange import answer
-from control_plane.api.groups import OF_CONSUMER, OF_GROUP, Groups, Members
+from control_plane.api.groups import OF_CONSUMER, OF_GROUP, Members
+from control_plane.api.kinds import collection
 from control_plane.errors import ControlPlaneError, NotFound
 from control_plane.repository import Repository
 from control_plane.settings import VERSION
 from gateway_schema.registry import (
     CERTIFICATES,
-    CONSUMER_GROUPS,
     ENTITY_TYPES,
     ROUTES,
     TARGETS,
@@ -83,11 +83,9 @@ class EntityFace:
 
 
 def _shared(row: EntityType, field: str | None) -> Collection:
-    if field is None and row is CERTIFICATES:
+    if row is CERTIFICATES:
         return NamedCertificates()
-    if field is None and row is CONSUMER_GROUPS:
-        return Groups()
-    return Routes(row, field) if row is ROUTES else Collection(row, field)
+    return Routes(row, field) if row is ROUTES else collection(row, field)
 
 
 class ParentFace:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -48,6 +48,8 @@ class Collection:
         self._field = field
         self.whole: type[BaseModel] = row.model
         """The shape of what `get` answers."""
+        self.options: Mapping[str, Mapping[str, Any]] = {}
+        """What a GET of one or of many takes beside what narrows a list."""
 
     async def list(self, request: Request, plane: Plane, caller: Reader) -> Response:
         size = read_size(request.query_params)
@@ -56,7 +58,8 @@ class Collection:
             repository = await self._repository(request, plane, session)
             filters = self._filters(request.query_params, await self._scope(request, repository))
             rows, more = await repository.list(self._row, size, after, filters)
-            body: dict[str, Any] = {"data": await self._views(repository, rows, caller), "next": None}
+            shown = await self._views(repository, await self._asked_for(request, repository, rows), caller)
+            body: dict[str, Any] = {"data": shown, "next": None}
         if more:
             body["offset"] = write_offset(rows[-1].id)
             query = {**request.query_params, "offset": body["offset"], "size": str(size)}
@@ -68,7 +71,7 @@ class Collection:
             repository = await self._repository(request, plane, session)
             scope = await self._scope(request, repository)
             found = await repository.get(self._row, _key(request), scope)
-            [shown] = await self._views(repository, [found], caller)
+            [shown] = await self._views(repository, await self._asked_for(request, repository, [found]), caller)
         return answer(shown)
 
     async def create(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
@@ -117,6 +120,10 @@ class Collection:
 
     async def _merge(self, repository: Repository, key: str, body: dict[str, Any], scope: Scope | None) -> Row:
         return await repository.merge(self._row, key, body, scope)
+
+    async def _asked_for(self, request: Request, repository: Repository, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows as a GET's `options` want them."""
+        return rows
 
     async def _views(self, repository: Repository, rows: Sequence[Row], caller: Principal) -> Sequence[dict[str, Any]]:
         """Secrets in clear for who may see them (decK compares them), masked for everyone else, also for who wrote
@@ -169,18 +176,18 @@ class Collection:
         return Filters(tags, any_tag, equals, contains, scope)
 
 
-def routers(own: Mapping[str, Collection] | None = None) -> Sequence[APIRouter]:
-    """All paths, from the registry, a router for each kind and what is below it. `own`: the handlers of kinds with ways
-    of their own, by name."""
+def routers(collection: Callable[[EntityType, str | None], Collection] = Collection) -> Sequence[APIRouter]:
+    """All paths, from the registry, a router for each kind and what is below it. `collection`: makes the handlers of a
+    kind under a parent, or none."""
     made = []
     for kind in ENTITY_TYPES.values():
         routes = StemRouter(prefix=PREFIX, tags=["core entities"])
         if not kind.is_link:
-            _add(routes, kind, f"/{kind.path}", (own or {}).get(kind.name) or Collection(kind), None)
+            _add(routes, kind, f"/{kind.path}", collection(kind, None), None)
         for row, field, link in children_of(kind.name):
             if link.nested_path is not None:
                 path = f"/{kind.path}/{{parent}}/{link.nested_path}"
-                _add(routes, row, path, Collection(row, field), field)
+                _add(routes, row, path, collection(row, field), field)
         made.append(routes)
     return made
 
@@ -190,14 +197,15 @@ def _add(routes: APIRouter, row: EntityType, path: str, collection: Collection, 
     many: Any = answers.Listed[one]
     item = f"{path}/{{key}}"
     on_list, on_item = path_parameters(path), path_parameters(item)
-    search = queries(**_queries(row, field))["parameters"]
+    search = queries(**_queries(row, field), **collection.options)["parameters"]
+    asked = queries(**collection.options)["parameters"]
     options = queries(skip_hash={"type": "boolean"})["parameters"] if "skip_hash" in row.model.shorthands else []
     post, put, patch = (accepts_entity(row, method, field) for method in ("POST", "PUT", "PATCH"))
     taken = shows(one) | CONFLICT
     endpoints: list[tuple[str, str, Any, Mapping[int | str, Any], dict[str, Any]]] = [
         ("GET", path, collection.list, shows(many), {"parameters": on_list + search}),
         ("POST", path, collection.create, shows(one, 201) | CONFLICT, {"parameters": on_list + options} | post),
-        ("GET", item, collection.get, shows(collection.whole), {"parameters": on_item}),
+        ("GET", item, collection.get, shows(collection.whole), {"parameters": on_item + asked}),
         ("PUT", item, collection.replace, taken, {"parameters": on_item + options} | put),
         ("PATCH", item, collection.merge, taken, {"parameters": on_item} | patch),
         ("DELETE", item, collection.delete, REFUSED, {"parameters": on_item}),

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from control_plane.partials import faults_at
+from control_plane.secrets import MASK
+from tests.control_plane.callers import caller
 from tests.control_plane.client import Client
 
 TARGET = {"route_type": "llm/v1/chat", "model": {"provider": "openai", "name": "m"}}
@@ -135,3 +137,48 @@ async def test_a_partial_in_use_keeps_a_type_that_its_plugins_take(
         assert (refused["path"], refused["message"]) == (["partials", 0, "type"], said)
     await client.apply({**document, "plugins": [PROXY]}, mode="apply")
     assert (await client.get("partials/vectors"))["type"] == other["type"]
+
+
+async def _inlined(client: Client, path: str) -> dict[str, Any]:
+    found = await client.get(path, {"expand_partials": "true"})
+    shown: dict[str, Any] = found["data"][0] if "data" in found else found
+    return shown
+
+
+@pytest.mark.parametrize(
+    "path", ["plugins", "plugins/{id}", "services/billing/plugins", "services/billing/plugins/{id}"]
+)
+@pytest.mark.parametrize("face", ["", "/admin/first/"])
+async def test_partials_are_inlined_for_who_asks(client: Client, face: str, path: str) -> None:
+    held = {partial["name"]: await client.call("POST", "partials", partial, 201) for partial in PARTIALS}
+    await client.call("POST", "services", {"name": "billing", "host": "billing.test"}, 201)
+    links = [{"name": "vectors", "path": "config.vectordb"}, {"name": "chat"}]
+    made = await client.call("POST", "services/billing/plugins", {**PROXY, "partials": links}, 201)
+    where = face + path.format(id=made["id"])
+    config = {
+        **made["config"],
+        "vectordb": held["vectors"]["config"],
+        "targets": [*made["config"]["targets"], held["chat"]["config"]],
+    }
+    assert await _inlined(client, where) == {**made, "config": config}
+    kept = await client.get(where)
+    assert (kept["data"][0] if "data" in kept else kept) == made
+
+
+async def test_secrets_of_an_inlined_partial_are_masked_for_who_may_not_see_them(client: Client) -> None:
+    await client.call("POST", "partials", PARTIALS[1], 201)
+    await client.call("POST", "plugins", {**PROXY, "partials": [{"name": "vectors"}]}, 201)
+    async with caller(client, "read") as reader:
+        shown = await _inlined(reader, "plugins")
+    assert shown["config"]["vectordb"]["pgvector"]["password"] == MASK
+
+
+async def test_a_page_of_inlined_partials_leads_to_another(client: Client) -> None:
+    await client.call("POST", "partials", PARTIALS[1], 201)
+    for scope in ("a", "b"):
+        await client.call("POST", "services", {"name": scope, "host": "h.test"}, 201)
+        await client.call("POST", f"services/{scope}/plugins", {**PROXY, "partials": [{"name": "vectors"}]}, 201)
+    first = await client.get("plugins", {"expand_partials": "true", "size": "1"})
+    second = await client.call("GET", first["next"])
+    for page in (first, second):
+        assert page["data"][0]["config"]["vectordb"]["strategy"] == VECTORS["strategy"]
