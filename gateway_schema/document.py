@@ -349,6 +349,15 @@ def _deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+class Homeless(ValueError):
+    """Entities that a file says only inside their parents, and those are not among what is to be written."""
+
+    def __init__(self, entities: Iterable[tuple[str, str]]) -> None:
+        self.entities = tuple(entities)
+        """Kinds and ids."""
+        super().__init__(", ".join(f"{name} {entity_id}" for name, entity_id in self.entities))
+
+
 def write_declaration(
     entities: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -358,7 +367,8 @@ def write_declaration(
     """The inverse of reading: flat entities (with ids, references `{"id": …}`) as a nested declarative file.
 
     Sorted by name; ids and times are left out where a name says who is meant; a plugin of one scope stands inside its
-    narrowest parent, one of several at top level with names as references.
+    narrowest parent, one of several at top level with names as references. Of basic-auth there are only digests, made
+    with the consumer's id: the file says both, or nobody could log in where it is restored. Raises Homeless.
     """
     return _Writer(entities).write(select_tags, control_plane_name)
 
@@ -371,24 +381,32 @@ class _Writer:
         }
         self._children: dict[str, list[tuple[EntityType, str, Mapping[str, Any]]]] = {}
         self._roots: list[tuple[EntityType, Mapping[str, Any]]] = []
+        hashed = [name for name in entities if "skip_hash" in ENTITY_TYPES[name].model.shorthands]
+        self._hashed_with = {str(entity["consumer"]["id"]) for name in hashed for entity in entities[name]}
+        """Consumers whose ids are part of a digest."""
 
     def write(self, select_tags: Sequence[str], control_plane_name: str | None) -> dict[str, Any]:
         for name, rows in self._entities.items():
             for entity in rows:
                 self._place(ENTITY_TYPES[name], entity)
+        if homeless := [(row.name, str(entity["id"])) for row, entity in self._roots if row.file_key is None]:
+            raise Homeless(homeless)
         document: dict[str, Any] = {"_format_version": FORMAT_VERSION}
         if control_plane_name:
             document["_konnect"] = {"control_plane_name": control_plane_name}
-        if select_tags:
-            document["_info"] = {"select_tags": list(select_tags)}
+        if info := self._info(select_tags):
+            document["_info"] = info
         roots: dict[str, list[dict[str, Any]]] = {}
         for row, entity in self._roots:
-            if row.file_key is not None:
-                roots.setdefault(row.file_key, []).append(self._render(row, entity, None))
+            roots.setdefault(str(row.file_key), []).append(self._render(row, entity, None))
         for key in (row.file_key for row in ENTITY_TYPES.values()):
             if key in roots:
                 document[key] = _sorted(roots[key])
         return document
+
+    def _info(self, select_tags: Sequence[str]) -> dict[str, Any]:
+        info: dict[str, Any] = {"select_tags": list(select_tags)} if select_tags else {}
+        return {**info, "skip_hash_for_basic_auth": True} if self._hashed_with else info
 
     def _place(self, row: EntityType, entity: Mapping[str, Any]) -> None:
         scopes = [
@@ -405,7 +423,8 @@ class _Writer:
         if inside is not None and (link := row.parents[inside].link) is not None:
             return self._link(entity[link]["id"])
         named = any(entity.get(key) for key in row.match) or row.match_together or not row.match
-        hidden = {"created_at", "updated_at"} | row.computed | ({"id"} if named and not row.keeps_id else set())
+        keeps_id = row.keeps_id or not named or entity["id"] in self._hashed_with
+        hidden = {"created_at", "updated_at"} | row.computed | (set() if keeps_id else {"id"})
         body: dict[str, Any] = {}
         for key, value in entity.items():
             if key in hidden or value is None or key == inside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -18,11 +19,12 @@ from control_plane.applying import Undertaking, publish, undertaking
 from control_plane.auth import Principal, insist
 from control_plane.content import change_secrets
 from control_plane.errors import BadRequest, DocumentRefused, Forbidden, fault
-from control_plane.holdings import Row
+from control_plane.holdings import Holdings, Row
+from control_plane.ownership import words
 from control_plane.plan import Mode, make_plan
-from control_plane.planned import Plan
+from control_plane.planned import Plan, parent_names, title
 from control_plane.secrets import mask
-from gateway_schema.document import Declaration, read_declaration, write_declaration
+from gateway_schema.document import Declaration, Homeless, read_declaration, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import SchemaViolation, Violation
 
@@ -85,7 +87,7 @@ async def dump(
     """What was written, as a declarative document: it applies to nothing where it came from.
 
     Secrets are in clear for a token with the scope `reveal`; with masks in their place the document can be read, but
-    not applied.
+    not applied. What a file says only inside its parent is refused where the parent does not carry the tags.
     """
     wanted = [tag for tag in tags.split(",") if tag]
     async with plane.database.reading() as session:
@@ -99,7 +101,32 @@ async def dump(
         ]
         for name in ENTITY_TYPES
     }
-    return answer(write_declaration(entities, select_tags=wanted, control_plane_name=control_plane.name))
+    try:
+        document = write_declaration(entities, select_tags=wanted, control_plane_name=control_plane.name)
+    except Homeless as error:
+        raise _left_out(
+            [holdings.of(name)[entity_id] for name, entity_id in error.entities], holdings, wanted
+        ) from None
+    return answer(document)
+
+
+def _left_out(rows: Sequence[Row], holdings: Holdings, tags: Sequence[str]) -> BadRequest:
+    """A dump without them would delete them when it is synced."""
+    said = words(frozenset(tags))
+    names = parent_names(rows, lambda kind, target: holdings.of(kind).get(target))
+    errors = []
+    for row in rows:
+        parents = " or ".join(
+            f"{ENTITY_TYPES[parent.type].kind} {names[target]}"
+            for name, parent in row.type.parents.items()
+            if parent.nested_key and (target := row.reference(name)) is not None
+        )
+        text = f"a file says it inside {parents}, which does not carry {said}"
+        errors.append(fault((), f"{row.type.kind} {title(row, names)}", Violation((), text)))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    first = f"{errors[0]['entity']}: {errors[0]['message']}{more}"
+    tag = "tag" if len(tags) == 1 else "tags"
+    return BadRequest(f"{first}; tag the parent too, or dump without the {tag}", errors=errors)
 
 
 def _written(row: Row, caller: Principal) -> dict[str, Any]:

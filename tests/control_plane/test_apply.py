@@ -125,6 +125,47 @@ async def test_select_tags_isolate_and_a_reset_takes_only_its_own(client: Client
     assert [entity["name"] for entity in (await client.get("services"))["data"]] == ["untagged"]
 
 
+CHILDREN: list[tuple[str, str, dict[str, Any], str]] = [
+    ("consumers/bob", "key-auth", {"key": "a key that is long enough"}, "key-auth …nough for consumer bob"),
+    ("consumers/bob", "acls", {"group": "gold"}, "acl-group gold for consumer bob"),
+    ("consumers/bob", "jwt", {"key": "issuer"}, "jwt-auth "),
+    ("upstreams/up", "targets", {"target": "a.test:80"}, "target a.test:80 for upstream up"),
+]
+
+
+@pytest.mark.parametrize(("parent", "path", "body", "named"), CHILDREN)
+async def test_a_dump_by_tags_does_not_leave_out_children_of_parents_without_them(
+    client: Client, parent: str, path: str, body: dict[str, Any], named: str
+) -> None:
+    await client.call("PUT", parent, {})
+    await client.call("POST", f"{parent}/{path}", {**body, "tags": ["b"]}, 201)
+    refused = await client.get(f"/v2/control-planes/{client.id}/document", {"tags": "b"}, expect=400)
+    assert named in refused["message"]
+    kind, _, name = parent.partition("/")
+    assert f"{kind.removesuffix('s')} {name}, which does not carry the tag 'b'" in refused["message"]
+    assert "tag the parent too, or dump without the tag" in refused["message"]
+    await client.call("PATCH", parent, {"tags": ["b"]})
+    assert summary(await client.apply(await client.dump(tags="b"))) == (0, 0, 0)
+
+
+async def test_a_dump_by_tags_keeps_what_refers_to_something_without_them(client: Client) -> None:
+    await client.call("POST", "services", {"name": "s", "host": "s.test"}, 201)
+    await client.call("POST", "services/s/routes", {"name": "r", "paths": ["/"], "tags": ["b"]}, 201)
+    await client.call("POST", "services/s/plugins", {"name": "key-auth", "tags": ["b"]}, 201)
+    dumped = await client.dump(tags="b")
+    assert (dumped["routes"][0]["name"], dumped["plugins"][0]["name"]) == ("r", "key-auth")
+    assert summary(await client.apply(dumped)) == (0, 0, 0)
+
+
+async def test_many_that_cannot_be_dumped_are_counted_and_each_is_listed(client: Client) -> None:
+    await client.call("PUT", "consumers/bob", {})
+    for group in ("a", "b", "c", "d", "e"):
+        await client.call("POST", "consumers/bob/acls", {"group": group, "tags": ["x", "y"]}, 201)
+    refused = await client.get(f"/v2/control-planes/{client.id}/document", {"tags": "x,y"}, expect=400)
+    assert "(and 4 more)" in refused["message"]
+    assert {error["entity"] for error in refused["errors"]} == {f"acl-group {g} for consumer bob" for g in "abcde"}
+
+
 async def test_an_error_anywhere_leaves_nothing_and_says_where(client: Client) -> None:
     document = {
         **services("fine"),

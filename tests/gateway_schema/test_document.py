@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_schema.document import Document, canonical, hash_of, read_declaration, write_declaration
+from gateway_schema.document import Document, Homeless, canonical, hash_of, read_declaration, write_declaration
 from gateway_schema.violations import SchemaViolation, parse
 
 RECIPE: dict[str, Any] = {
@@ -137,6 +137,31 @@ def test_writing_and_reading_again_gives_the_same_entities() -> None:
     assert again == written
     assert written["services"][0]["routes"][0]["plugins"] == [{"name": "key-auth", "tags": ["team-a"]}]
     assert written["plugins"] == [{"name": "key-auth", "consumer": "alice", "route": "chat", "tags": ["team-a"]}]
+
+
+def test_what_stands_only_inside_its_parent_is_not_left_out_where_that_is_missing() -> None:
+    held = resolved({"_format_version": "3.0", "consumers": [{"username": "bob", "acls": [{"group": "a"}]}]})
+    with pytest.raises(Homeless) as refused:
+        write_declaration({"acls": held["acls"]})
+    assert refused.value.entities == (("acls", held["acls"][0]["id"]),)
+
+
+def test_what_can_stand_alone_refers_to_a_missing_parent_by_id() -> None:
+    held = resolved(RECIPE)
+    written = write_declaration({"routes": held["routes"], "plugins": held["plugins"]})
+    assert written["routes"][0]["service"] == {"id": held["services"][0]["id"]}
+    assert len(written["routes"][0]["plugins"]) + len(written["plugins"]) == len(held["plugins"])
+
+
+def test_a_digest_is_written_with_the_id_that_it_was_made_with() -> None:
+    credential = {"username": "u", "password": "p"}
+    consumers = [{"username": "alice", "basicauth_credentials": [credential]}, {"username": "bob"}]
+    held = resolved({"_format_version": "3.0", "consumers": consumers})
+    written = write_declaration(held, select_tags=["a"])
+    assert written["_info"] == {"select_tags": ["a"], "skip_hash_for_basic_auth": True}
+    alice, bob = written["consumers"]
+    assert alice["id"] == held["basicauth_credentials"][0]["consumer"]["id"]
+    assert "id" not in bob
 
 
 names = st.text(alphabet="abcdefgh-._~é", min_size=1, max_size=12)
