@@ -13,8 +13,10 @@ ControlPlaneError                   answered as problem+json with `message`; one
 │   ├── UniqueTaken 409 (5) · ForeignKeyUnresolved 400 (13) · ListedByOthers 400 (19)
 ├── DocumentRefused 400             a declarative document; every fault with its path in the document
 ├── Unexpected 500                  a fault of ours; says nothing but the trace id
-└── Unavailable 503                 the database cannot be reached
+├── Unavailable 503                 the database cannot be reached
+└── KeyMissing 503                  a stored secret is under an encryption key that this process was not given
 StartError                          the process cannot start; its text is for the operator
+└── KeyMissing                      the same, when it is found at the start or by a command
 """
 
 from __future__ import annotations
@@ -228,6 +230,19 @@ class Unavailable(ControlPlaneError):
 
     def __init__(self) -> None:
         super().__init__("the database cannot be reached; try again in a moment")
+
+
+class KeyMissing(ControlPlaneError, StartError):
+    """Whoever finds it, a request or a start: only the operator can mend it."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a stored secret is encrypted under a key that this control plane does not have: put the missing key into "
+            "its TANDEM_ENCRYPTION_KEY, behind the first, and restart it (where that is not set: into encryption.key "
+            "in its state directory)"
+        )
 
 
 def problem(error: ControlPlaneError, trace: str | None = None) -> dict[str, Any]:
