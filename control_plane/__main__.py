@@ -26,7 +26,7 @@ from control_plane.app import create_app
 from control_plane.connections import Limits, Server
 from control_plane.errors import StartError
 from control_plane.plane import ControlPlane
-from control_plane.rotation import rotate_key
+from control_plane.rotation import STEPS, rotate_key
 from control_plane.settings import Settings
 
 EXIT_SETTINGS = 2
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m control_plane", description="Run the control plane.")
+    parser = argparse.ArgumentParser(prog="python -m control_plane", description="Run the control plane.", epilog=STEPS)
     parser.add_argument(
         "command", nargs="?", choices=["run", "rotate-key"], default="run", help="rotate-key: encrypt under a new key"
     )

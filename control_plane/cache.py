@@ -23,6 +23,7 @@ from typing import Protocol
 import zstandard
 
 from control_plane.errands import Errands, aside
+from control_plane.errors import StartError
 from gateway_schema.delta import Catalogue, Changes, Delta, changes_between, combined, delta_of, size_of
 
 _log = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ class _Entry:
     """The version that the last build read; `current` may be older, for equal hashes keep the older one."""
     last_touch: float = -math.inf
     toucher: asyncio.Task[None] | None = None
+    trouble: str = ""
+    """Why the last build failed, if that is the operator's to mend."""
 
 
 class SnapshotCache:
@@ -256,6 +259,7 @@ class SnapshotCache:
             else:
                 known = await aside(known.differing(snapshot), known.next, snapshot)
         entry.covered = snapshot.version
+        entry.trouble = ""
         return known
 
     @staticmethod
@@ -275,12 +279,22 @@ class SnapshotCache:
             seen = entry.wanted
             try:
                 await self._errands.run(self._fulfil(control_plane_id, seen))
-            except Exception:
+            except Exception as error:
                 # Nobody waits for this build; streams keep what they have and the next change builds again.
-                _log.exception("no snapshot could be built for control plane %s", control_plane_id)
+                _tell(control_plane_id, entry, error)
             if entry.wanted == seen:
                 return
             deadline = clock() + PATIENCE_SECONDS
+
+
+def _tell(control_plane_id: str, entry: _Entry, error: Exception) -> None:
+    """What only the operator can mend is said once: builds are tried again with every change and every few seconds."""
+    message = "no snapshot could be built for control plane %s: %s"
+    if not isinstance(error, StartError):
+        _log.error(message, control_plane_id, error, exc_info=error)
+    elif entry.trouble != str(error):
+        entry.trouble = str(error)
+        _log.error(message, control_plane_id, error)
 
 
 def _wish(entry: _Entry, version: int | None) -> int:

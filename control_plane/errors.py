@@ -14,8 +14,10 @@ ControlPlaneError                   answered as problem+json with `message`; one
 ├── DocumentRefused 400             a declarative document; every fault with its path in the document
 ├── Unexpected 500                  a fault of ours; says nothing but the trace id
 ├── Unavailable 503                 the database cannot be reached
-└── TooManyConnections 503          and none of them is idle
+├── TooManyConnections 503          and none of them is idle
+└── KeyMissing 503                  a stored secret is under an encryption key that this process was not given
 StartError                          the process cannot start; its text is for the operator
+└── KeyMissing                      the same, when it is found at the start or by a command
 """
 
 from __future__ import annotations
@@ -260,6 +262,19 @@ class TooManyConnections(ControlPlaneError):
 
     def __init__(self) -> None:
         super().__init__("too many connections are open; try again in a moment")
+
+
+class KeyMissing(ControlPlaneError, StartError):
+    """Whoever finds it, a request or a start: only the operator can mend it."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a stored secret is encrypted under a key that this control plane does not have: put the missing key into "
+            "its TANDEM_ENCRYPTION_KEY, behind the first, and restart it (where that is not set: into encryption.key "
+            "in its state directory)"
+        )
 
 
 def problem(error: ControlPlaneError, trace: str | None = None) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`python -m control_plane rotate-key`: everything that is encrypted comes under a new key.
 
 With the key file: the command puts a new key in front of the file's, and control planes on the same file take it up by
-themselves. With TANDEM_ENCRYPTION_KEY: put the new key in front (`new,old`), restart every control plane so that all
-know both, then run the command. Old keys only read.
+themselves. With TANDEM_ENCRYPTION_KEY: `STEPS`. None may write under the new key before all can read it, for one that
+cannot shows no secret and builds no snapshot; so the new key stands behind the old one first. (Where each control plane
+has a file of its own, with equal keys, the steps are the same, with the files in place of the variable.)
 
 Rows are renewed in small transactions, each under the lock that writers of its control plane take. What is under the
 first key already stays as it is: a pass that was interrupted is simply run again. `--finish`, once every control plane
@@ -40,6 +41,12 @@ from control_plane.secrets import Cipher, key_path, open_cipher, parse_keys, rea
 from control_plane.settings import Settings
 from gateway_schema.registry import ENTITY_TYPES
 
+STEPS = (
+    "To rotate TANDEM_ENCRYPTION_KEY, let each step reach every control plane before the next begins (restarts may be "
+    "one by one): set it to OLD,NEW and restart; set it to NEW,OLD and restart; run rotate-key once, with "
+    "NEW,OLD; set it to NEW and restart."
+)
+
 BATCH = 200
 """Rows in one transaction."""
 _SEALED = (SNAPSHOTS, SAVED_PLANS, CONFIG_STORE_SECRETS)
@@ -65,7 +72,9 @@ async def rotate_key(settings: Settings, *, finish: bool = False, say: Callable[
         elif in_file and not finish:
             say(f"{key_path(settings)}: holds the new key and the old; run this again with --finish to drop the old")
         elif len(keys) > 1:
-            say("TANDEM_ENCRYPTION_KEY: the first key is enough now, unless a control plane still runs without it")
+            say("TANDEM_ENCRYPTION_KEY: set it to the first key alone, if every control plane had that in front before")
+        elif not in_file:
+            say(f"TANDEM_ENCRYPTION_KEY: holds one key, so there was none to replace. {STEPS}")
 
 
 async def _reencrypt(settings: Settings, keys: Sequence[str]) -> int:
@@ -89,7 +98,9 @@ async def reencrypt(database: Database, cipher: Cipher) -> int:
         total += renewed
         if not renewed:
             return total
-    raise StartError("something still writes under the old key: restart every control plane with the new one first")
+    raise StartError(
+        "something still writes under the old key: restart every control plane with the new key in front, then again"
+    )
 
 
 async def _pass(database: Database, cipher: Cipher) -> int:

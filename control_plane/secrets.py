@@ -1,8 +1,8 @@
 """Secrets at rest: encrypted under the operator's key, comparable by a keyed digest, masked wherever they are shown.
 
-The operator's keys are Fernet keys: the first encrypts, all decrypt, so a key is rotated by putting a new one in front,
-running `rotation` and dropping the old one. Digests must outlive that: their key is made once, at random, and kept in
-the database, encrypted like everything else.
+The operator's keys are Fernet keys: the first encrypts, all decrypt. So a new one stands behind the old one until every
+control plane can read it, and only then in front; `rotation` tells the rest. Digests must outlive that: their key is
+made once, at random, and kept in the database, encrypted like everything else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.errors import StartError
+from control_plane.errors import KeyMissing, StartError
 from control_plane.models import Keyring
 from control_plane.settings import Settings
 
@@ -26,7 +26,6 @@ MASK = "[masked]"
 NEW_MASK = "[masked] (changed)"
 _PREFIX = "fernet:"
 _DIGEST_KEY = "digest"
-_LACKING = "a stored secret was encrypted under a key that TANDEM_ENCRYPTION_KEY lacks"
 
 NewerKeys = Callable[[], Sequence[str] | None]
 """Gives the keys when they are others than last time."""
@@ -49,7 +48,10 @@ class Cipher:
         return _PREFIX + self._fernet.encrypt(text.encode()).decode()
 
     def decrypt(self, text: str) -> str:
-        """The inverse. A text without our mark was stored before its field was a secret, and is what it says."""
+        """The inverse. A text without our mark was stored before its field was a secret, and is what it says.
+
+        Raises KeyMissing.
+        """
         if not text.startswith(_PREFIX):
             return text
         data = text[len(_PREFIX) :].encode()
@@ -57,11 +59,11 @@ class Cipher:
             return self._fernet.decrypt(data).decode()
         except InvalidToken:
             if not self._look_for_newer():
-                raise StartError(_LACKING) from None
+                raise KeyMissing from None
         try:
             return self._fernet.decrypt(data).decode()
         except InvalidToken:
-            raise StartError(_LACKING) from None
+            raise KeyMissing from None
 
     def rotate(self, text: str) -> str:
         """The same secret, encrypted under the first key; as it is when it is so already."""
@@ -77,7 +79,7 @@ class Cipher:
             try:
                 return self._fernet.rotate(token.encode()).decode()
             except InvalidToken:
-                raise StartError(_LACKING) from None
+                raise KeyMissing from None
         return token
 
     def _use(self, keys: Sequence[str]) -> None:

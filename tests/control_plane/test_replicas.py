@@ -23,11 +23,12 @@ from control_plane import replicas as room
 from control_plane import wire
 from control_plane.app import create_app
 from control_plane.batches import BatchWriter, Changes
-from control_plane.errors import StartError
+from control_plane.errors import KeyMissing, StartError
 from control_plane.holdings import HoldingsCache
 from control_plane.models import Keyring, Node
 from control_plane.pins import read_certificate
 from control_plane.plane import ControlPlane
+from control_plane.rotation import rotate_key
 from control_plane.settings import Settings
 from control_plane.snapshot import build
 from tests.control_plane.scripted_node import PATIENCE, KeyPair, Received, ScriptedNode, channel, key_pair
@@ -562,3 +563,84 @@ async def test_replicas_that_start_at_once_on_an_empty_database_agree(database_u
         first, second, _ = started
         pair = Pair(first, second)
         await pair.prepare()
+
+
+# -- a new encryption key
+
+
+SECOND_KEY = Fernet.generate_key().decode()
+
+
+async def write_secret(pair: Pair, replica: Replica, name: str) -> None:
+    """A consumer with a key, which is encrypted under the replica's first key."""
+    await replica.call("POST", f"{pair.path}/core-entities/consumers", {"username": name}, 201)
+    path = f"{pair.path}/core-entities/consumers/{name}/key-auth"
+    await replica.call("POST", path, {"key": f"sk-{name}"}, 201)
+
+
+async def assert_all_is_read(pair: Pair, written: set[str]) -> None:
+    """Both replicas show every secret, and build a snapshot that holds it."""
+    for replica in (pair.first, pair.second):
+        listed = await replica.call("GET", f"{pair.path}/core-entities/key-auths")
+        assert {item["key"] for item in listed["data"]} == written
+        snapshot = await replica.plane.snapshots.refresh(pair.id)
+        held = orjson.loads(snapshot.payload)["entities"]["keyauth_credentials"]
+        assert {item["key"] for item in held} == written
+
+
+async def test_a_new_key_goes_round_while_both_replicas_write_and_read(database_url: str, tmp_path: Path) -> None:
+    old, new = KEY, SECOND_KEY
+    written: set[str] = set()
+
+    async def check() -> None:
+        for replica in (pair.first, pair.second):
+            name = f"c{len(written)}"
+            await write_secret(pair, replica, name)
+            written.add(f"sk-{name}")
+        await assert_all_is_read(pair, written)
+
+    async with contextlib.AsyncExitStack() as a, contextlib.AsyncExitStack() as b:
+
+        async def restart(stack: contextlib.AsyncExitStack, name: str, keys: str) -> Replica:
+            await stack.aclose()
+            return await stack.enter_async_context(running(database_url, tmp_path / name, keys))
+
+        async def roll(keys: str) -> None:
+            pair.first = await restart(a, "a", keys)
+            await check()
+            pair.second = await restart(b, "b", keys)
+            await check()
+
+        pair = Pair(await restart(a, "a", old), await restart(b, "b", old))
+        await pair.prepare()
+        await check()
+        await roll(f"{old},{new}")
+        await roll(f"{new},{old}")
+        settings = Settings(tmp_path / "a", database_url, grpc_port=0, encryption_key=f"{new},{old}")
+        await rotate_key(settings, say=lambda _: None)
+        await check()
+        await roll(new)
+
+
+async def test_a_secret_whose_key_is_missing_is_answered_by_what_mends_it_and_said_once(
+    database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = f"{SECOND_KEY},{KEY}"
+    async with running(database_url, tmp_path / "b") as second, running(database_url, tmp_path / "a", keys) as first:
+        pair = Pair(first, second)
+        await pair.prepare()
+        await second.plane.snapshots.get(pair.id)
+        await write_secret(pair, first, "c")
+        places = ("/core-entities/key-auths", "/core-entities/consumers/c/key-auth", "/document")
+        for place in (*(f"{pair.path}{place}" for place in places), "/admin/shared/key-auths"):
+            refused = await second.call("GET", place, expect=503)
+            assert "TANDEM_ENCRYPTION_KEY" in refused["message"]
+        told = f"no snapshot could be built for control plane {pair.id}"
+        await until(lambda: told in caplog.text)
+        for name in ("d", "e", "f"):
+            await pair.write(first, name)
+            second.plane.snapshots.touch(pair.id)
+            with pytest.raises(KeyMissing):
+                await second.plane.snapshots.refresh(pair.id)
+        assert [told in record.getMessage() for record in caplog.records].count(True) == 1
+    assert "Traceback" not in caplog.text

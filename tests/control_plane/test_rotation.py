@@ -158,7 +158,12 @@ async def test_keys_from_the_environment_rotate_with_both_in_it(tmp_path: Path, 
         pass
     with pytest.raises(StartError, match="encrypted under another key"):
         await rotate_key(settings(tmp_path, database_url, new), say=lambda _: None)
-    await rotate_key(settings(tmp_path, database_url, f"{new},{old}"), say=lambda _: None)
+    said: list[str] = []
+    await rotate_key(settings(tmp_path, database_url, old), say=said.append)
+    assert rotation.STEPS in said[-1]
+    await rotate_key(settings(tmp_path, database_url, f"{new},{old}"), say=said.append)
+    assert "first key alone" in said[-1]
+    assert not any(key in " ".join(said) for key in (old, new))
     async with running(tmp_path, database_url, new):
         pass
     assert not (tmp_path / "encryption.key").exists()
@@ -194,3 +199,12 @@ def test_the_command_says_what_it_did(
     state = str(tmp_path / "state")
     assert main(["rotate-key", "--state-dir", state]) == 4
     assert "cannot be used" in capsys.readouterr().err
+
+
+def test_help_tells_how_the_variable_is_rotated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert rotation.STEPS in " ".join(capsys.readouterr().out.split())
