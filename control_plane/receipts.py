@@ -66,8 +66,13 @@ class Propagation:
         }
 
 
-_Answer = tuple[float | None, int]
-"""How many milliseconds after the making of a snapshot, and when (Unix milliseconds)."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a node said of a snapshot, how many milliseconds after its making, and when (Unix milliseconds)."""
+
+    milliseconds: float | None
+    at_ms: int
+    refused: bool
 
 
 @dataclass(slots=True)
@@ -80,7 +85,7 @@ class _Making:
     cold: bool
     """Made when the process started to need it, not because something changed."""
     answers: dict[str, _Answer] = field(default_factory=dict)
-    """Of each node that answered."""
+    """Of each node that answered: that it took the snapshot, or else its first refusal."""
 
 
 @dataclass(slots=True)
@@ -98,16 +103,16 @@ class _Track:
         """Whether the node was connected to this process when the snapshot was made."""
         return self.arrivals.get(node_id, math.inf) <= making.at
 
-    def answer(self, making: _Making, node_id: str, moment: Moment) -> _Answer:
+    def answer(self, making: _Making, node_id: str, moment: Moment, refused: bool) -> _Answer:
         known = self.had(node_id, making) or not making.cold
-        return _passed(making, moment) if known else None, moment.at_ms
+        return _Answer(_passed(making, moment) if known else None, moment.at_ms, refused)
 
-    def answer_of(self, making: _Making, node_id: str) -> _Answer | None:
-        """A node's answer, be it that its row is still being written."""
-        words = self.words.get(node_id)
-        if node_id in making.answers or not words:
-            return making.answers.get(node_id)
-        return self.answer(making, node_id, words[-1])
+    def answer_of(self, making: _Making, node_id: str, refused: bool) -> _Answer | None:
+        """What a node answered, be it that its row is still being written."""
+        known, words = making.answers.get(node_id), self.words.get(node_id)
+        if words and (known is None or known.refused != refused):
+            return self.answer(making, node_id, words[-1], refused)
+        return known
 
 
 class Receipts:
@@ -142,11 +147,12 @@ class Receipts:
             return
         workers, error = values.get("workers") or (), values.get("last_error")
         for version, making in reversed(track.makings.items()):
-            if who.node_id in making.answers:
-                break  # older ones were answered before, or overtaken
+            known = making.answers.get(who.node_id)
             refused = isinstance(error, Mapping) and error.get("version") == version
+            if known is not None and (refused or not known.refused):
+                break  # older ones were answered before, or overtaken
             if refused or runs_on_all(workers, version, making.hash):
-                making.answers[who.node_id] = track.answer(making, who.node_id, moment)
+                making.answers[who.node_id] = track.answer(making, who.node_id, moment, refused)
                 if values.get("config_version") == version and not refused and track.had(who.node_id, making):
                     track.propagation.add(_passed(making, moment))
         if values.get("sync_state") == "offline":
@@ -188,7 +194,9 @@ class Receipts:
         items = []
         for node, connected in nodes:
             state = _state(node, connected, version, hash_, making)
-            answer = track.answer_of(making, node.id) if making and state in {"applied", "refused"} else None
+            answer = None
+            if making is not None and state in {"applied", "refused"}:
+                answer = track.answer_of(making, node.id, refused=state == "refused")
             items.append({**_receipt(node, state, version, hash_, answer), "connected": connected})
         states = [item["state"] for item in items if item["connected"]]
         summary = {name: states.count(name) for name in ("applied", "refused", "silent", "behind")}
@@ -212,7 +220,7 @@ def _runs(worker: Mapping[str, Any], version: int, hash_: str) -> bool:
 
 
 def _receipt(node: Node, state: ReceiptState, version: int, hash_: str, answer: _Answer | None) -> dict[str, Any]:
-    took, at_ms = answer or (None, None)
+    took = answer.milliseconds if answer is not None else None
     return {
         "node_id": node.id,
         "hostname": node.hostname,
@@ -220,7 +228,7 @@ def _receipt(node: Node, state: ReceiptState, version: int, hash_: str, answer: 
         "version": node.config_version,
         "hash": node.config_hash,
         "error": node.last_error if state == "refused" else None,
-        "at_ms": at_ms,
+        "at_ms": answer.at_ms if answer is not None else None,
         "milliseconds": None if took is None else round(took, 3),
         "workers": [
             {

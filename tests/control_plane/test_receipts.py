@@ -130,6 +130,7 @@ async def test_a_refusal_that_passes_is_shown_until_the_snapshot_sent_again_is_t
         await node.ack(again)
         applied = await until(client, version, lambda item: item["state"] == "applied")
     assert applied["error"] is None
+    assert applied["milliseconds"] > item["milliseconds"] > 0
 
 
 async def test_a_refusal_of_an_earlier_version_is_none_of_this_one(client: Client) -> None:
