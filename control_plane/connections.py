@@ -119,6 +119,7 @@ class Connection(HttpToolsProtocol):
         self._limits = server.limits
         self._part = _Part.NOTHING
         self._head_bytes = 0
+        self._head_by = inf
         self._whole_by = inf
         self._unsent: float = inf
         """What waited for the client when we last looked."""
@@ -130,8 +131,8 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing() or self.flow.write_paused:
             self._await_taking(now)
         elif self.flow.read_paused:
+            self._head_by = self._whole_by = inf
             self.due = now + self._limits.pause
-            self._whole_by = now + self._limits.body
         elif self._part is _Part.NOTHING:
             self.leave()
         else:
@@ -160,10 +161,14 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self in self._server.idle:
+            return  # empty lines before a request, which the parser skips
         if self._part is _Part.HEAD:
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.head_bytes and not self.transport.is_closing():
                 self._refuse(HeadTooLarge(self._limits.head_bytes))
+        if not self.flow.write_paused and not self.transport.is_closing():
+            self._wait()  # else the client's turn is to take, and what it sends earns it no time
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -178,24 +183,16 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._part, self._head_bytes = _Part.HEAD, 0
-        self._wait()
+        self._server.idle.pop(self, None)
+        self._part, self._head_bytes, self._head_by = _Part.HEAD, 0, inf
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        now = time.monotonic()
-        self._part = _Part.BODY
-        self._whole_by = now + self._limits.body
-        self.due = now + self._limits.pause
-
-    def on_body(self, body: bytes) -> None:
-        super().on_body(body)
-        self._wait()
+        self._part, self._whole_by = _Part.BODY, inf
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._part = _Part.NOTHING
-        self._wait()
 
     # -- what the answer calls
 
@@ -211,18 +208,19 @@ class Connection(HttpToolsProtocol):
 
     def _wait(self) -> None:
         """Set `due` for what the client owes us now."""
-        idle, limits, now = self._server.idle, self._limits, time.monotonic()
-        idle.pop(self, None)
+        now, limits = time.monotonic(), self._limits
         if self.flow.write_paused or self.transport.is_closing():
+            self._server.idle.pop(self, None)
             self.due = now + limits.untaken
         elif self._part is _Part.BODY:
+            self._whole_by = min(self._whole_by, now + limits.body)
             self.due = min(now + limits.pause, self._whole_by)
         elif self._is_answering:
             self.due = inf
         elif self._part is _Part.HEAD:
-            self.due = now + limits.head
+            self.due = self._head_by = min(self._head_by, now + limits.head)
         else:
-            idle[self] = None
+            self._server.idle[self] = None
             self.due = now + (limits.kept if self.cycle is not None else limits.head)
 
     def _await_taking(self, now: float) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast
 
-from fastapi import Path, Query, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from sqlalchemy import bindparam, select
+from starlette.requests import ClientDisconnect
 
 from control_plane.api import own_answers
 from control_plane.api.exchange import AnyReader, Plane, Reader, answer
@@ -41,6 +43,7 @@ _BASE = "/v2/control-planes/{control_plane_id}"
 
 @router.get(_BASE + "/snapshots/{version}/receipts", responses=shows(own_answers.ReceiptsShown))
 async def get_receipts(
+    request: Request,
     control_plane_id: str,
     version: Annotated[int, Path(ge=0, lt=1 << 63)],
     plane: Plane,
@@ -48,10 +51,16 @@ async def get_receipts(
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for missing answers")] = 0,
 ) -> Response:
     """Per node and worker. With `wait`, the answer comes as soon as every connected node has applied or refused."""
-    found, committed = await _known(plane, control_plane_id)
     deadline = time.monotonic() + wait
-    if version <= committed:
-        await _made(plane, found, version, deadline)
+    found, committed = await _known(plane, control_plane_id)
+    async with _client_of(request) as gone:
+        if version <= committed:
+            await _made(plane, found, version, deadline, gone)
+        return await _complete(plane, found, version, deadline, gone)
+
+
+async def _complete(plane: Plane, found: str, version: int, deadline: float, gone: asyncio.Task[None]) -> Response:
+    """The receipts once they are complete, or when the time is up. Raises ClientDisconnect when nobody waits."""
     hash_ = await _hash_of(plane, found, version)
     while True:
         changed = plane.receipts.changed(found)
@@ -60,8 +69,7 @@ async def get_receipts(
         now = time.monotonic()
         if receipts["complete"] or now >= deadline:
             return answer(receipts)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), min(deadline - now, _ELSEWHERE_SECONDS))
+        await _change(changed, min(deadline - now, _ELSEWHERE_SECONDS), gone)
         # Hundreds of nodes answer within a moment: between two looks passes as long as one takes. The first of them,
         # and a node that is alone, need not wait for that.
         await asyncio.sleep(now + max(_BREATH_SECONDS, now - began) - time.monotonic())
@@ -105,13 +113,39 @@ async def _known(plane: Plane, control_plane_id: str) -> tuple[str, int]:
     return row.id, row.config_version
 
 
-async def _made(plane: Plane, control_plane_id: str, version: int, deadline: float) -> None:
+async def _made(plane: Plane, control_plane_id: str, version: int, deadline: float, gone: asyncio.Task[None]) -> None:
     """Wait for the snapshot of a version that was committed just now, here or through another replica."""
     await plane.snapshots.get(control_plane_id)
     while (plane.snapshots.covered(control_plane_id) or 0) < version and (pause := deadline - time.monotonic()) > 0:
         changed = plane.receipts.changed(control_plane_id)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), min(pause, _ELSEWHERE_SECONDS))
+        await _change(changed, min(pause, _ELSEWHERE_SECONDS), gone)
+
+
+@contextlib.asynccontextmanager
+async def _client_of(request: Request) -> AsyncIterator[asyncio.Task[None]]:
+    """A task that ends when the client is gone."""
+    gone = asyncio.create_task(_leaving(request), name="receipts: the client leaves")
+    try:
+        yield gone
+    finally:
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+
+
+async def _leaving(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _change(changed: asyncio.Event, seconds: float, gone: asyncio.Task[None]) -> None:
+    """Wait for it, not for longer than that. Raises ClientDisconnect."""
+    waiting = asyncio.create_task(changed.wait(), name="receipts: a change")
+    try:
+        await asyncio.wait((waiting, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if gone.done():
+        raise ClientDisconnect
 
 
 async def _hash_of(plane: Plane, control_plane_id: str, version: int) -> str:

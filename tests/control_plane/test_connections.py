@@ -48,6 +48,7 @@ class Peer:
         while not closed.done():
             self.send(data)
             await asyncio.wait([closed], timeout=SHORT / 6)
+        await closed
 
     def close(self) -> None:
         self._writer.transport.abort()
@@ -176,9 +177,10 @@ async def test_who_does_not_take_the_answer_is_cut() -> None:
         peer._writer.transport.pause_reading()  # type: ignore[attr-defined]
         lost = asyncio.create_task(peer._writer.wait_closed())
         # The kernel still takes what the client writes: only an answer to it says that nobody is there.
-        while not lost.done():
-            peer.send(b"\r\n")
-            await asyncio.wait([lost], timeout=SHORT / 6)
+        async with asyncio.timeout(PATIENCE):
+            while not lost.done():
+                peer.send(b"\r\n")
+                await asyncio.wait([lost], timeout=SHORT / 6)
         with contextlib.suppress(ConnectionError):
             await lost
 

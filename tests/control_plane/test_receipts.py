@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from control_plane import receipts
+from control_plane.app import create_app
 from control_plane.discovery import Pace
 from control_plane.models import Node
 from control_plane.node_rows import NodeRows
@@ -268,3 +269,39 @@ async def test_a_committed_version_is_waited_for_before_its_snapshot_is_made(cli
 async def test_a_version_that_nobody_committed_is_not_waited_for(client: Client) -> None:
     version = (await client.apply(services("a")))["version"]
     await ask(client, version + 1, 15, expect=404)
+
+
+async def test_the_wait_ends_when_its_client_is_gone(client: Client) -> None:
+    async with nodes(client, 1) as (node,):
+        version = (await client.apply(services("a")))["version"]
+        await node.snapshot()
+        left, sent = asyncio.Event(), []
+        asked = {"type": "http.request", "body": b"", "more_body": False}
+
+        async def receive() -> dict[str, Any]:
+            if asked:
+                message = dict(asked)
+                asked.clear()
+                return message
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": f"/v2/control-planes/{client.id}/snapshots/{version}/receipts",
+            "query_string": b"wait=300",
+            "headers": [(b"authorization", client.http.headers["authorization"].encode())],
+        }
+        waiting = asyncio.create_task(create_app(client.plane)(scope, receive, send))
+        assert not (await ask(client, version))["complete"]
+        assert not waiting.done()
+        left.set()
+        await asyncio.wait_for(waiting, PATIENCE)
+        assert sent == []
