@@ -23,7 +23,7 @@ from typing import Protocol
 import zstandard
 
 from control_plane.errands import Errands, aside
-from control_plane.errors import StartError
+from control_plane.errors import NotFound, StartError
 from gateway_schema.delta import Catalogue, Changes, Delta, changes_between, combined, delta_of, size_of
 
 _log = logging.getLogger(__name__)
@@ -240,7 +240,12 @@ class SnapshotCache:
         async with entry.lock:
             if entry.built < wish or entry.current is None:
                 covered = entry.wanted
-                parcel = await self._build(control_plane_id, entry)
+                try:
+                    parcel = await self._build(control_plane_id, entry)
+                except NotFound:  # deleted, maybe while somebody asked: nothing of it stays
+                    if self._entries.get(control_plane_id) is entry:
+                        del self._entries[control_plane_id]
+                    raise
                 entry.built = covered
                 if parcel is not entry.current:
                     for listener in self._on_made:

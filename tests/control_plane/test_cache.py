@@ -11,6 +11,7 @@ import zstandard
 
 from control_plane import cache as caching
 from control_plane.cache import CHUNK_BYTES, Parcel, SnapshotCache
+from control_plane.errors import NotFound
 from control_plane.snapshot import Snapshot
 from gateway_schema.delta import Catalogue, Section
 from gateway_schema.document import hash_of
@@ -197,6 +198,26 @@ async def test_a_large_snapshot_goes_in_parts_that_make_up_the_whole() -> None:
     assert len(packed) > 1
     assert all(len(part) <= CHUNK_BYTES for part in packed)
     assert zstandard.ZstdDecompressor().decompress(b"".join(packed)) == parcel.snapshot.payload
+
+
+async def test_of_what_was_deleted_while_it_was_asked_for_nothing_stays() -> None:
+    store = Store()
+    store.gate.clear()
+
+    async def load(control_plane_id: str, version: int | None) -> Snapshot:
+        await store.load(control_plane_id, version)
+        raise NotFound
+
+    cache = SnapshotCache(load)
+    late = asyncio.ensure_future(cache.get("cp"))
+    await store.reading.wait()
+    cache.forget("cp")
+    cache.touch("cp")
+    store.gate.set()
+    with pytest.raises(NotFound):
+        await late
+    await cache.close()
+    assert cache.served() == {}
 
 
 async def test_a_build_that_fails_tells_who_asked_and_spoils_nothing() -> None:
