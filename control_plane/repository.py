@@ -39,9 +39,10 @@ from control_plane.models import (
     reference_column,
     unique_columns,
 )
+from control_plane.protocols import mismatch
 from control_plane.secrets import MASK, Cipher
 from gateway_schema.base import is_secret
-from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, children_of, lists_of
+from gateway_schema.registry import ENTITY_TYPES, PLUGINS, ROUTES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import SchemaViolation, Violation
 
 _CHUNK = 500
@@ -260,6 +261,8 @@ class Repository:
         created_at = before.created_at if before else row.time(_given_time(body) or now)
         after = Row(row, entity_id, written, created_at, now, complete)
         await self._check_references(after)
+        if row is PLUGINS:
+            await self._check_protocols(after)
         await self._check_unique(after, before)
         if before is not None:
             await self.write(Changes(updates=[(before, after)]))
@@ -324,6 +327,15 @@ class Repository:
             query = select(table.c.id).where(self._mine(table), table.c.id == target_id)
             if (await self._session.execute(query)).scalar_one_or_none() is None:
                 raise ForeignKeyMissing(name, target_id, parent.type)
+
+    async def _check_protocols(self, plugin: Row) -> None:
+        routes: Sequence[Row] = ()
+        if (route := plugin.reference("route")) is not None:
+            routes = await self.of_ids(ROUTES, [route])
+        elif (service := plugin.reference("service")) is not None:
+            routes = await self.referring(ROUTES, "service", [service])
+        if violation := mismatch(plugin, routes):
+            raise SchemaFault([violation])
 
     async def _check_unique(self, row: Row, before: Row | None) -> None:
         """A value that the row has already is nobody else's."""
