@@ -30,9 +30,10 @@ from control_plane.holdings import Holdings, Row, unique_key
 from control_plane.ownership import NOBODY, Owners, OwnerSet, words
 from control_plane.partials import check_links, displaced
 from control_plane.planned import Plan, label, parent_names, title
+from control_plane.protocols import mismatch
 from gateway_schema.base import canonical_id
 from gateway_schema.document import Declaration, Item
-from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, EntityType, Listed, children_of, lists_of
+from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, ROUTES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, render_path
 
 Mode = Literal["sync", "apply", "reset"]
@@ -297,6 +298,7 @@ class _Planner:
         self._check_left_behind(going)
         self._check_partials(going)
         self._check_unique(going)
+        self._check_protocols(going)
         changed = [*self._plan.creates, *self._plan.deletes, *(after for _, after in self._plan.updates)]
         self._plan.names = parent_names(changed, lambda kind, target: self._holdings.of(kind).get(target))
         self._settle_ownership()
@@ -407,6 +409,26 @@ class _Planner:
                 if holder.id != entity_id:
                     text, also = self._taken(holder, fields)
                     self._fault(self._items[name][entity_id], Violation(_key_path(fields), text), also)
+
+    def _check_protocols(self, going: set[tuple[str, str]]) -> None:
+        """Of the plugins that are written, against the routes that will be."""
+        puts = [*self._plan.creates, *(after for _, after in self._plan.updates)]
+        plugins = [row for row in puts if row.type is PLUGINS]
+        if not plugins:
+            return
+        routes = {**self._holdings.of(ROUTES.name), **{row.id: row for row in puts if row.type is ROUTES}}
+        of_service: dict[str | None, list[Row]] = {
+            plugin.reference("service"): [] for plugin in plugins if plugin.reference("route") is None
+        }
+        for route in routes.values() if any(of_service) else ():
+            service = route.written.get("service")  # one of thousands: not by a call
+            if service is not None and service["id"] in of_service and (ROUTES.name, route.id) not in going:
+                of_service[service["id"]].append(route)
+        for plugin in plugins:
+            own = plugin.reference("route")
+            met = [routes[own]] if own is not None else of_service[plugin.reference("service")]
+            if violation := mismatch(plugin, met):
+                self._fault(self._items[PLUGINS.name][plugin.id], violation)
 
     def _taken(self, holder: Row, fields: Sequence[str]) -> tuple[str, Path]:
         """Who has it already, and where the document declares that one, if it does."""

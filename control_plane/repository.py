@@ -43,9 +43,10 @@ from control_plane.models import (
     unique_columns,
 )
 from control_plane.partials import displaced, link_faults
+from control_plane.protocols import mismatch
 from control_plane.secrets import MASK, Cipher
 from gateway_schema.base import canonical_id, is_secret
-from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, EntityType, Listed, children_of, lists_of
+from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, ROUTES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import SchemaViolation, Violation
 
 _CHUNK = 500
@@ -296,6 +297,8 @@ class Repository:
         after = Row(row, entity_id, written, created_at, now if since is None else since, complete)
         await self._check_references(after)
         await self._check_partials(after, before)
+        if row is PLUGINS:
+            await self._check_protocols(after)
         await self._check_unique(after, before)
         if before is not None:
             await self.write(Changes(updates=[(before, after)]))
@@ -372,6 +375,15 @@ class Repository:
             return
         if faults:
             raise SchemaFault(faults)
+
+    async def _check_protocols(self, plugin: Row) -> None:
+        routes: Sequence[Row] = ()
+        if (route := plugin.reference("route")) is not None:
+            routes = await self.of_ids(ROUTES, [route])
+        elif (service := plugin.reference("service")) is not None:
+            routes = await self.referring(ROUTES, "service", [service])
+        if violation := mismatch(plugin, routes):
+            raise SchemaFault([violation])
 
     async def _check_unique(self, row: Row, before: Row | None) -> None:
         """A value that the row has already is nobody else's."""

@@ -331,6 +331,34 @@ async def test_deleting_a_consumer_takes_its_credentials_and_plugins(client: Cli
     assert (await client.get("key-auths"))["data"] == (await client.get("plugins"))["data"] == []
 
 
+TCP = {"protocols": ["tcp"], "sources": [{"port": 9000}]}
+
+
+async def test_a_plugin_shares_a_protocol_with_its_route(client: Client) -> None:
+    stream = await client.call("PUT", "routes/stream", TCP)
+    await client.call("PUT", "routes/web", {"paths": ["/"], "protocols": ["https"]})
+    refused = await client.call("POST", "routes/stream/plugins", {"name": "key-auth"}, 400)
+    assert refused["code"] == 2
+    assert refused["fields"] == {"protocols": "must match the associated route's protocols (tcp)"}
+    refused = await client.call("POST", "routes/web/plugins", {"name": "key-auth", "protocols": ["http"]}, 400)
+    assert "must match the associated route's protocols (https)" in refused["message"]
+    plugin = await client.call("POST", "routes/web/plugins", {"name": "key-auth"}, 201)
+    await client.call("PATCH", f"plugins/{plugin['id']}", {"protocols": ["http"]}, 400)
+    await client.call("PATCH", f"plugins/{plugin['id']}", {"route": {"id": stream["id"]}}, 400)
+    await client.call("PATCH", f"plugins/{plugin['id']}", {"protocols": ["http", "https"]})
+
+
+async def test_a_plugin_shares_a_protocol_with_a_route_of_its_service(client: Client) -> None:
+    await client.call("PUT", "services/s", {"host": "s.test"})
+    plugin = await client.call("POST", "services/s/plugins", {"name": "key-auth", "protocols": ["http"]}, 201)
+    await client.call("PUT", "services/s/routes/stream", TCP)
+    refused = await client.call("PUT", f"plugins/{plugin['id']}", plugin, 400)
+    said = "must match the protocols of at least one route pointing to this Plugin's service (tcp)"
+    assert refused["fields"] == {"protocols": said}
+    await client.call("PUT", "services/s/routes/web", {"paths": ["/"]})
+    await client.call("PUT", f"plugins/{plugin['id']}", plugin)
+
+
 async def test_nested_paths_list_find_and_move(client: Client) -> None:
     for name in ("bob", "eve"):
         await client.call("POST", "consumers", {"username": name}, 201)

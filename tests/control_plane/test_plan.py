@@ -106,6 +106,46 @@ def test_the_order_of_a_routes_lists_is_a_change_and_that_of_a_plugins_protocols
     assert [after.type.kind for _, after in plan.updates] == ["route"]
 
 
+TCP = {"protocols": ["tcp"], "sources": [{"port": 9000}]}
+OF_ROUTE = "protocols: must match the associated route's protocols"
+OF_SERVICE = "protocols: must match the protocols of at least one route pointing to this Plugin's service"
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"routes": [{"name": "r", **TCP, "plugins": [{"name": "key-auth"}]}]}, f"{OF_ROUTE} (tcp)"),
+        (
+            {
+                "services": [service("s", routes=[{"name": "r", "paths": ["/"], "protocols": ["https"]}])],
+                "plugins": [{"name": "key-auth", "protocols": ["http"], "service": "s"}],
+            },
+            f"{OF_SERVICE} (https)",
+        ),
+    ],
+)
+def test_a_plugin_without_a_protocol_of_its_route_or_service_is_refused(
+    document: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(DocumentRefused) as refused:
+        World().plan(document)
+    assert [message for _, message in faults(refused.value)] == [expected]
+
+
+def test_a_plugins_protocols_are_compared_with_the_routes_that_will_be() -> None:
+    world = World()
+    plugin = {"name": "key-auth", "protocols": ["http"]}
+    old, new = {"name": "old", "paths": ["/"]}, {"name": "new", **TCP}
+    world.apply({"services": [service("s", routes=[old])]})
+    assert counts(world.plan({"services": [service("s", plugins=[plugin])]})) == (1, 0, 1)
+    assert counts(world.plan({"services": [service("s", routes=[old, new], plugins=[plugin])]})) == (2, 0, 0)
+    with pytest.raises(DocumentRefused) as refused:
+        world.plan({"services": [service("s", routes=[new], plugins=[plugin])]})
+    assert faults(refused.value) == [(["services", 0, "plugins", 0, "protocols"], f"{OF_SERVICE} (tcp)")]
+    with pytest.raises(DocumentRefused):
+        world.plan({"routes": [{**old, "protocols": ["https"], "plugins": [plugin]}]})
+
+
 def test_two_services_can_swap_their_names() -> None:
     world = World()
     world.apply({"services": [service("a", id=ID.format(1)), service("b", id=ID.format(2))]})
