@@ -156,6 +156,7 @@ async def _serve(plane: ControlPlane, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     _settle_memory()
+    listener.listen()  # whoever reads the next line may connect at once, before uvicorn has begun
     host, port = listener.getsockname()[:2]
     sys.stdout.write(f"control plane ready: http://{host}:{port}, data planes at {plane.grpc_address}\n")
     sys.stdout.flush()
