@@ -8,10 +8,11 @@ receipt from elsewhere has no time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -97,6 +98,8 @@ class _Track:
     words: dict[str, list[Moment]] = field(default_factory=dict)
     """When each node said what is being written of it just now."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: int = 0
+    """How many requests wait for receipts."""
     propagation: Propagation = field(default_factory=Propagation)
 
     def had(self, node_id: str, making: _Making) -> bool:
@@ -174,6 +177,16 @@ class Receipts:
     def changed(self, control_plane_id: str) -> asyncio.Event:
         """Set at the next change of anything. Take it before you look."""
         return self._track(control_plane_id).changed
+
+    @contextlib.contextmanager
+    def waiting(self, control_plane_id: str) -> Iterator[Callable[[], int]]:
+        """Somebody waits for receipts; gives a way to ask how many do."""
+        track = self._track(control_plane_id)
+        track.waiting += 1
+        try:
+            yield lambda: track.waiting
+        finally:
+            track.waiting -= 1
 
     def hash_of(self, control_plane_id: str, version: int) -> str | None:
         making = self._track(control_plane_id).makings.get(version)

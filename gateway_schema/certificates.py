@@ -24,7 +24,7 @@ def load_certificates(pem: str) -> list[x509.Certificate]:
     """Raises ValueError with Kong's words."""
     try:
         return x509.load_pem_x509_certificates(pem.encode())
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise ValueError("invalid certificate: expected PEM") from None
 
 

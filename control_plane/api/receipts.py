@@ -30,6 +30,8 @@ router = StemRouter(tags=["receipts"])
 MAX_WAIT_SECONDS = 300.0
 _ELSEWHERE_SECONDS = 0.25
 """How often the nodes table is read for nodes that are connected to another replica."""
+_FEW = 16
+"""So many that wait read it as often as that, each for itself; the more they are, the less often each of them."""
 _BREATH_SECONDS = 0.002
 _VERSION = select(ControlPlane.id, ControlPlane.config_version).where(ControlPlane.id == bindparam("id"))
 _NODES = (
@@ -62,17 +64,18 @@ async def get_receipts(
 async def _complete(plane: Plane, found: str, version: int, deadline: float, gone: asyncio.Task[None]) -> Response:
     """The receipts once they are complete, or when the time is up. Raises ClientDisconnect when nobody waits."""
     hash_ = await _hash_of(plane, found, version)
-    while True:
-        changed = plane.receipts.changed(found)
-        began = time.monotonic()
-        receipts = await _read(plane, found, version, hash_)
-        now = time.monotonic()
-        if receipts["complete"] or now >= deadline:
-            return answer(receipts)
-        await _change(changed, min(deadline - now, _ELSEWHERE_SECONDS), gone)
-        # Hundreds of nodes answer within a moment: between two looks passes as long as one takes. The first of them,
-        # and a node that is alone, need not wait for that.
-        await asyncio.sleep(now + max(_BREATH_SECONDS, now - began) - time.monotonic())
+    with plane.receipts.waiting(found) as waiting:
+        while True:
+            changed = plane.receipts.changed(found)
+            began = time.monotonic()
+            receipts = await _read(plane, found, version, hash_)
+            now = time.monotonic()
+            if receipts["complete"] or now >= deadline:
+                return answer(receipts)
+            await _change(changed, min(deadline - now, _ELSEWHERE_SECONDS * max(1, waiting() / _FEW)), gone)
+            # Hundreds of nodes answer within a moment: between two looks passes as long as one takes. The first of
+            # them, and a node that is alone, need not wait for that.
+            await asyncio.sleep(now + max(_BREATH_SECONDS, now - began) - time.monotonic())
 
 
 @router.get(_BASE + "/propagation", responses=shows(own_answers.PropagationShown))

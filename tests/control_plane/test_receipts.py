@@ -17,7 +17,7 @@ from control_plane.app import create_app
 from control_plane.discovery import Pace
 from control_plane.models import Node
 from control_plane.node_rows import NodeRows
-from control_plane.receipts import Propagation, runs_on_all
+from control_plane.receipts import Propagation, Receipts, runs_on_all
 from gateway_schema.wire import config_pb2
 from tests.control_plane.client import Client
 from tests.control_plane.scripted_node import PATIENCE, KeyPair, Received, ScriptedNode, channel, key_pair
@@ -305,3 +305,12 @@ async def test_the_wait_ends_when_its_client_is_gone(client: Client) -> None:
         left.set()
         await asyncio.wait_for(waiting, PATIENCE)
         assert sent == []
+
+
+def test_who_waits_is_counted_for_as_long() -> None:
+    known = Receipts()
+    with known.waiting("cp") as many:
+        with known.waiting("cp"), known.waiting("another"):
+            assert many() == 2
+        assert many() == 1
+    assert many() == 0
