@@ -229,6 +229,7 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 def merge(row: EntityType, written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """PATCH: the written form after `changes`; null clears a field, records merge, lists and maps are replaced."""
     result = merged(shape_of(row.model), written, changes)
+    result |= {field: changes[field] for field in row.parents if changes.get(field) is not None}  # one or the other
     config = config_class(row, result)
     before, after = written.get("config"), changes.get("config")
     if config is not None and isinstance(before, Mapping) and isinstance(after, Mapping):

@@ -196,6 +196,15 @@ async def test_patch_merges_into_a_plugins_configuration_without_its_name(client
     assert merged["config"]["key_in_body"] is False
 
 
+async def test_patch_takes_another_parent_by_its_name(client: Client) -> None:
+    for name in ("one", "other"):
+        await client.call("POST", "services", {"name": name, "host": "a.test"}, 201)
+    route = await client.call("POST", "routes", {"paths": ["/x"], "service": {"name": "one"}}, 201)
+    moved = await client.call("PATCH", f"routes/{route['id']}", {"service": {"name": "other"}})
+    assert moved["service"] == {"id": (await client.get("services/other"))["id"]}
+    assert (await client.call("PATCH", f"routes/{route['id']}", {"service": None}))["service"] is None
+
+
 async def test_put_by_name_creates_and_then_finds(client: Client) -> None:
     created = await client.call("PUT", "services/named", {"host": "a.test"})
     assert created["name"] == "named"
