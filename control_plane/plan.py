@@ -411,7 +411,7 @@ class _Planner:
                     self._fault(self._items[name][entity_id], Violation(_key_path(fields), text), also)
 
     def _check_protocols(self, going: set[tuple[str, str]]) -> None:
-        """Of the plugins that are written, against the routes that will be."""
+        """Of the plugins that are written, against the routes that will be. One that has a fault of its own is none."""
         puts = [*self._plan.creates, *(after for _, after in self._plan.updates)]
         plugins = [row for row in puts if row.type is PLUGINS]
         if not plugins:
@@ -426,7 +426,7 @@ class _Planner:
                 of_service[service["id"]].append(route)
         for plugin in plugins:
             own = plugin.reference("route")
-            met = [routes[own]] if own is not None else of_service[plugin.reference("service")]
+            met = of_service[plugin.reference("service")] if own is None else [routes[own]] if own in routes else []
             if violation := mismatch(plugin, met):
                 self._fault(self._items[PLUGINS.name][plugin.id], violation)
 
