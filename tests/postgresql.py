@@ -7,7 +7,6 @@ import contextlib
 import glob
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Coroutine, Iterator
@@ -20,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from control_plane.database import driver_url
+from tests.ports import free_ports
 
 
 class Missing(Exception):
@@ -43,12 +43,6 @@ def _unprivileged() -> list[str]:
     return ["runuser", "-u", "postgres", "--"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running(durable: bool = False) -> Iterator[str]:
     """The URL of a running PostgreSQL, without a database name. Raises Missing.
@@ -59,7 +53,7 @@ def running(durable: bool = False) -> Iterator[str]:
     base = Path(tempfile.mkdtemp(prefix="tandem-pg-"))
     if prefix:
         shutil.chown(base, "postgres")
-    port = _free_port()
+    [port] = free_ports(1)
     fsync = "on" if durable else "off"
     options = f"-p {port} -k {base} -c listen_addresses=127.0.0.1 -c fsync={fsync} -c max_connections=60"
 

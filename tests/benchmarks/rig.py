@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import orjson
 
-from tests.end_to_end.stack import Stack, eventually, free_ports, kill, pids_of
+from tests.end_to_end.stack import Stack, eventually, kill, pids_of
+from tests.ports import free_ports
 
 PROXY_CORE, LOAD_CORE = "0", "1"
 

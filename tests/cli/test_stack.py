@@ -24,18 +24,9 @@ from cli.recipes import Recipe
 from cli.stack import Report, Startup, take_down
 from cli.state import StackFolder, StackState, locked
 from tests.cli import fakes
+from tests.ports import free_ports
 
 NAME = "model-based-routing"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for listener in sockets:
-        listener.bind(("127.0.0.1", 0))
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
 
 
 class Stage:

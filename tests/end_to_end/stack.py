@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 
 import httpx
 
+from tests.ports import free_ports
+
 RECIPE = Path(sys.executable).parent / "recipe"
 RECIPES = Path(__file__).parents[2] / "cli" / "recipes" / "model-based-routing"
 SMART_MODEL = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
@@ -26,17 +27,6 @@ CLIENT_KEY = "demo-consumer-key"
 ROUTER_KEY = "internal-router-key"
 PATIENCE = 30.0
 """Seconds after which something that was waited for counts as not coming."""
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def eventually(what: str, check: Callable[[], Any], patience: float = PATIENCE) -> Any:
