@@ -33,6 +33,7 @@ def simulator() -> Iterator[str]:
     settings = SimulatorSettings("Bearer sk-right", Secret("AKIDRIGHT", "right-secret"))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # a test may connect before uvicorn has begun
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="critical", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
