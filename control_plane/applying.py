@@ -21,7 +21,8 @@ from control_plane.history import State
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import NOBODY, Owners
 from control_plane.planned import Plan
-from control_plane.repository import Repository, as_id, check_may_hold_entities
+from control_plane.repository import Repository, check_may_hold_entities
+from gateway_schema.base import canonical_id
 
 if TYPE_CHECKING:
     from control_plane.auth import Principal
@@ -110,7 +111,7 @@ async def undertaking(
 
     What is over is not there: deleted before when it is for real, so that its keys are free, else left out.
     """
-    if commit and (known := as_id(control_plane_id)) is not None:
+    if commit and (known := canonical_id(control_plane_id)) is not None:
         await plane.expiry.sweep(known)
     unit_of_work = plane.database.writing if commit else plane.database.reading
     async with unit_of_work() as session:

@@ -66,6 +66,8 @@ def admitted(row: EntityType, written: dict[str, Any], before: Mapping[str, Any]
 
     `before` is the written form that is replaced. Called once per write, references by id. Raises SchemaViolation.
     """
+    if not row.model.overrides("admit"):
+        return written
     if violations := [*_masks(row, written), *_unfit(written)]:
         raise SchemaViolation(violations)  # before a password is hashed, which a mask would end as
     return row.model.admit(written, before)

@@ -15,6 +15,7 @@ ControlPlaneError                   answered as problem+json with `message`; one
 ├── Unexpected 500                  a fault of ours; says nothing but the trace id
 ├── Unavailable 503                 the database cannot be reached
 ├── TooManyConnections 503          and none of them is idle
+├── StaleEntity 500                 what was stored under the rules of another version breaks one of this one's
 └── KeyMissing 503                  a stored secret is under an encryption key that this process was not given
 StartError                          the process cannot start; its text is for the operator
 └── KeyMissing                      the same, when it is found at the start or by a command
@@ -262,6 +263,20 @@ class TooManyConnections(ControlPlaneError):
 
     def __init__(self) -> None:
         super().__init__("too many connections are open; try again in a moment")
+
+
+class StaleEntity(ControlPlaneError):
+    """Rules became stricter. Everything that shows or serves the entity waits for whoever mends it."""
+
+    def __init__(self, kind: str, name: str, entity_id: str, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        said = "; ".join(map(str, violations))
+        which = f"{kind} {name}".strip()
+        super().__init__(
+            f"{which} (id {entity_id}) was stored under the rules of another version and breaks one of this version's "
+            f"({said}): change or delete it, by id or with a document; until then it cannot be shown, and nodes get no "
+            "snapshot"
+        )
 
 
 class KeyMissing(ControlPlaneError, StartError):

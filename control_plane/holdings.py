@@ -19,11 +19,12 @@ from sqlalchemy import BigInteger, CompoundSelect, bindparam, exists, func, lite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import content
-from control_plane.errors import NotFound
+from control_plane.errors import NotFound, StaleEntity
 from control_plane.models import ENTITY_TABLES, ControlPlane, Id
 from control_plane.secrets import Cipher
 from gateway_schema.delta import Catalogue, Section
 from gateway_schema.registry import ENTITY_TYPES, EntityType
+from gateway_schema.violations import SchemaViolation
 
 NO_CONTROL_PLANE = "The requested control plane was not found."
 _KEPT_CONTROL_PLANES = 64
@@ -56,9 +57,13 @@ class Row:
 
     @property
     def complete(self) -> dict[str, Any]:
-        """Every field, defaults filled; without id and times. Do not change it. Raises SchemaViolation."""
+        """Every field, defaults filled; without id and times. Do not change it. Raises StaleEntity."""
         if self._complete is None:
-            self._complete = content.complete(self.type, self.written)
+            try:
+                self._complete = content.complete(self.type, self.written)
+            except SchemaViolation as error:
+                name = self.written.get("name") or self.written.get("username") or ""  # no key of a credential
+                raise StaleEntity(self.type.kind, name, self.id, error.violations) from None
         return self._complete
 
     def entity(self) -> dict[str, Any]:

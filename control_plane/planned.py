@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane import content
+from control_plane.errors import StaleEntity
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import OwnerSet
 from control_plane.secrets import MASK, NEW_MASK, is_vault_reference, mask
@@ -124,7 +125,11 @@ def _bodies(before: Row, after: Row) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _body(row: Row) -> dict[str, Any]:
-    return {"id": row.id, **{key: value for key, value in row.complete.items() if value is not None}}
+    try:
+        body = row.complete
+    except StaleEntity:  # it goes, or is mended: as it was written, then
+        body = row.written
+    return {"id": row.id, **{key: value for key, value in body.items() if value is not None}}
 
 
 def parent_names(rows: Iterable[Row], find: Callable[[str, str], Row | None]) -> dict[str, str]:

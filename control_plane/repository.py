@@ -119,7 +119,7 @@ class Repository:
 
     async def find(self, row: EntityType, key: str, scope: Scope | None = None) -> Row | None:
         table = ENTITY_TABLES[row.name]
-        entity_id = as_id(key)
+        entity_id = canonical_id(key)
         if entity_id is not None:
             column, value = "id", entity_id
         elif row.endpoint_key is not None:
@@ -226,7 +226,7 @@ class Repository:
     async def replace(self, row: EntityType, key: str, body: Mapping[str, Any], scope: Scope | None = None) -> Row:
         """PUT: the entity is what `body` says and nothing else. One under another parent moves here."""
         await self.lock()
-        entity_id = as_id(key)
+        entity_id = canonical_id(key)
         if entity_id is None and row.endpoint_key is None:
             raise InvalidPrimaryKey(key)
         before = await self.find(row, key, scope if entity_id is None and lookup_columns(row) else None)
@@ -339,7 +339,7 @@ class Repository:
         if entry.get("id") is not None:
             return rest
         target = ENTITY_TYPES[listed.type]
-        found = await self.find(target, given) if as_id(given) is None else None
+        found = await self.find(target, given) if canonical_id(given) is None else None
         if found is None:
             raise ForeignKeyUnresolved(name, "name", given, target.name)
         return {**rest, str(listed.key): found.id}
@@ -411,11 +411,6 @@ def check_may_hold_entities(name: str, cluster_type: str) -> None:
         )
 
 
-def as_id(key: str) -> str | None:
-    """The canonical id when `key` is a UUID; a name that looks like one cannot be asked for."""
-    return canonical_id(key)
-
-
 def shown_key(row: Row, fields: Sequence[str]) -> dict[str, Any]:
     """The values of unique fields as an error may show them: references as records, secrets masked."""
     shown: dict[str, Any] = {}
@@ -430,7 +425,7 @@ def _own_id(body: Mapping[str, Any]) -> str | None:
     given = body.get("id")
     if given is None:
         return None
-    found = as_id(given) if isinstance(given, str) else None
+    found = canonical_id(given) if isinstance(given, str) else None
     if found is None:
         raise SchemaFault([Violation(("id",), "expected a valid UUID")])
     return found

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
-from control_plane.errors import DocumentRefused, fault
+from control_plane.errors import DocumentRefused, StaleEntity, fault
 from control_plane.history import State
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import NOBODY, OwnerSet, words
 from control_plane.planned import Plan, label, parent_names, row_changes, title
 from gateway_schema.registry import ENTITY_TYPES
-from gateway_schema.violations import SchemaViolation, Violation
+from gateway_schema.violations import Violation
 
 _Fault = dict[str, Any]
 
@@ -70,7 +70,7 @@ def _invalid(puts: Iterable[Row], plan: Plan) -> Iterator[_Fault]:
     for row in puts:
         try:
             _ = row.complete
-        except SchemaViolation as error:
+        except StaleEntity as error:
             for violation in error.violations:
                 yield fault((), _entity(row, plan), violation)
 

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.errors import Conflict, NotFound
+from control_plane.errors import Conflict, NotFound, StaleEntity
 from control_plane.history import State
 from control_plane.holdings import Row
 from control_plane.models import SAVED_PLANS
@@ -24,7 +24,6 @@ from control_plane.planned import Plan, title
 from control_plane.sealed import seal, unseal
 from control_plane.secrets import Cipher
 from gateway_schema.registry import ENTITY_TYPES
-from gateway_schema.violations import SchemaViolation
 
 LIFETIME_SECONDS = 7 * 24 * 3600
 MAX_SAVED = 100
@@ -72,7 +71,7 @@ class SavedPlan:
         for row in [*plan.creates, *(after for _, after in plan.updates)]:
             try:
                 _ = row.complete
-            except SchemaViolation as error:
+            except StaleEntity as error:
                 raise Conflict(
                     f"{row.type.kind} {row.id} is not valid any more: {error}; make the plan again"
                 ) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -201,6 +201,12 @@ class Entity(Record):
     id: Id | None = None
     tags: Tags | None = None
     created_at: int | None = None
+
+    @classmethod
+    @cache
+    def overrides(cls, hook: str) -> bool:
+        """Whether this kind has a hook of its own: where it has none, ten thousand calls can be saved."""
+        return any(hook in vars(each) for each in cls.__mro__[: cls.__mro__.index(Entity)])
 
     @classmethod
     def expand(cls, written: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from control_plane.api.exchange import plane_of
 from control_plane.auth import Principal, require
 from control_plane.errors import NotFound
 from control_plane.models import ControlPlane as ControlPlaneRow
-from control_plane.repository import as_id
+from gateway_schema.base import canonical_id
 
 if TYPE_CHECKING:
     from control_plane.plane import ControlPlane
@@ -64,7 +64,7 @@ async def _find(plane: ControlPlane, key: str) -> str | None:
     """The id of a control plane by its id or name."""
     if "\x00" in key:  # PostgreSQL's texts cannot hold it
         return None
-    entity_id = as_id(key)
+    entity_id = canonical_id(key)
     condition = ControlPlaneRow.id == entity_id if entity_id else ControlPlaneRow.name == key
     async with plane.database.reading() as session:
         found: str | None = (await session.execute(select(ControlPlaneRow.id).where(condition))).scalar_one_or_none()

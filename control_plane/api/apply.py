@@ -24,7 +24,8 @@ from control_plane.ownership import words
 from control_plane.plan import Mode, make_plan
 from control_plane.planned import Plan, parent_names, title
 from control_plane.secrets import mask
-from gateway_schema.document import Declaration, Homeless, read_declaration, write_declaration
+from gateway_schema.document import Declaration, read_declaration
+from gateway_schema.dump import Homeless, write_declaration
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import SchemaViolation, Violation
 

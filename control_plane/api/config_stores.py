@@ -25,8 +25,8 @@ from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, Conflict, NotFound
 from control_plane.models import CONFIG_STORE_SECRETS, ConfigStore, ControlPlane
-from control_plane.repository import as_id
 from control_plane.sealed import seal
+from gateway_schema.base import canonical_id
 
 router = StemRouter(prefix="/v2/control-planes/{control_plane_id}/config-stores", tags=["config stores"])
 
@@ -221,7 +221,7 @@ async def _locked(session: AsyncSession, control_plane_id: str) -> str:
 
 
 async def _find(session: AsyncSession, control_plane_id: str, store_id: str) -> ConfigStore:
-    store = await session.get(ConfigStore, as_id(store_id) or "")
+    store = await session.get(ConfigStore, canonical_id(store_id) or "")
     if store is None or store.control_plane_id != control_plane_id:
         raise NotFound(_NO_STORE)
     return store

@@ -27,8 +27,9 @@ from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, InvalidOffset, InvalidOptions, InvalidSize, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE, Row
-from control_plane.repository import Filters, Repository, Scope, as_id
+from control_plane.repository import Filters, Repository, Scope
 from control_plane.secrets import mask
+from gateway_schema.base import canonical_id
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 
 PREFIX = "/v2/control-planes/{control_plane_id}/core-entities"
@@ -243,7 +244,7 @@ def _queries(row: EntityType, field: str | None) -> dict[str, Mapping[str, Any]]
 
 
 def _control_plane_id(request: Request) -> str:
-    found = as_id(request.path_params["control_plane_id"])
+    found = canonical_id(request.path_params["control_plane_id"])
     if found is None:
         raise NotFound(NO_CONTROL_PLANE)
     return found
@@ -274,7 +275,7 @@ def read_offset(query: Mapping[str, str]) -> str | None:
         found = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (binascii.Error, orjson.JSONDecodeError, ValueError):
         raise InvalidOffset(text) from None
-    after = as_id(found) if isinstance(found, str) else None
+    after = canonical_id(found) if isinstance(found, str) else None
     if after is None:
         raise InvalidOffset(text)
     return after

@@ -23,7 +23,7 @@ from control_plane.errors import Conflict, InvalidParameters, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
 from control_plane.models import ControlPlane
 from control_plane.replicas import announce_gone
-from control_plane.repository import as_id
+from gateway_schema.base import canonical_id
 
 router = StemRouter(tags=["control planes"])
 open_to_all = StemRouter(tags=["control planes"])
@@ -266,7 +266,7 @@ async def list_regions() -> Response:
 
 async def find(session: AsyncSession, control_plane_id: str, *, lock: bool = False) -> ControlPlane:
     """`lock`: and be the only one to write it until the transaction ends. Raises NotFound."""
-    found = await session.get(ControlPlane, as_id(control_plane_id) or "", with_for_update=lock)
+    found = await session.get(ControlPlane, canonical_id(control_plane_id) or "", with_for_update=lock)
     if found is None:
         raise NotFound(NO_CONTROL_PLANE)
     return found

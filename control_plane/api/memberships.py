@@ -25,7 +25,7 @@ from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal, beyond
 from control_plane.errors import InvalidParameters
 from control_plane.models import ENTITY_TABLES, GROUP, ControlPlane, ControlPlaneMember, unique_columns
-from control_plane.repository import as_id
+from gateway_schema.base import canonical_id
 from gateway_schema.registry import ENTITY_TYPES, EntityType
 
 router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["control planes"])
@@ -157,7 +157,7 @@ async def _wanted(session: AsyncSession, caller: Principal, given: MembersBody) 
     wanted: list[str] = []
     for index, member in enumerate(given.members):
         place = f"members.{index}.id"
-        member_id = as_id(member.id)
+        member_id = canonical_id(member.id)
         if member_id is None:
             raise _invalid(place, "is_uuid", "must be a UUID")
         if not caller.sees(member_id):

@@ -23,7 +23,7 @@ from control_plane.clock import DatabaseTime
 from control_plane.errors import NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
 from control_plane.models import ControlPlane, Node
-from control_plane.repository import as_id
+from gateway_schema.base import canonical_id
 
 router = StemRouter(tags=["receipts"])
 
@@ -110,7 +110,7 @@ async def get_metrics(plane: Plane, caller: AnyReader) -> Response:
 async def _known(plane: Plane, control_plane_id: str) -> tuple[str, int]:
     """The id as it is written, and the version. Raises NotFound."""
     async with plane.database.single() as connection:
-        row = (await connection.execute(_VERSION, {"id": as_id(control_plane_id)})).first()
+        row = (await connection.execute(_VERSION, {"id": canonical_id(control_plane_id)})).first()
     if row is None:
         raise NotFound(NO_CONTROL_PLANE)
     return row.id, row.config_version

@@ -36,7 +36,7 @@ from control_plane.auth import (
 )
 from control_plane.errors import Conflict, Forbidden, InvalidParameters, NotFound
 from control_plane.models import Token
-from control_plane.repository import as_id
+from gateway_schema.base import canonical_id
 
 router = StemRouter(prefix="/v2/tokens", tags=["tokens"])
 
@@ -178,7 +178,7 @@ async def _check_not_last(session: AsyncSession, row: Token) -> None:
 
 
 async def _find(session: AsyncSession, token_id: str, caller: Principal) -> Token:
-    found = await session.get(Token, as_id(token_id) or "")
+    found = await session.get(Token, canonical_id(token_id) or "")
     if found is None or (caller.control_plane_id is not None and found.control_plane_id != caller.control_plane_id):
         raise NotFound(_MISSING)
     return found

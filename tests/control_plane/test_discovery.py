@@ -52,6 +52,13 @@ def services(received: Received) -> dict[str, Any]:
     return {service["name"]: service for service in orjson.loads(received.payload)["entities"]["services"]}
 
 
+async def said(words: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Wait until the log says it: nothing else tells that the time for an answer is over."""
+    async with asyncio.timeout(20):
+        while words not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_a_creation_an_update_and_a_deletion_each_come_as_a_delta(admin: Admin, opened: Any) -> None:
     node, first = await in_sync(admin, opened)
     assert first.delta is None
@@ -129,9 +136,7 @@ async def test_a_wish_for_the_whole_that_comes_late_is_heard(
     node, first = await in_sync(admin, opened)
     await admin.change("new")
     received, _ = await take_delta(node)
-    async with asyncio.timeout(20):
-        while "has not answered" not in caplog.text:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await said("has not answered", caplog)
     await node.nack(received, error=USELESS, kept_hash=first.hash)
     whole = await node.snapshot()
     assert (whole.delta, whole.hash) == (None, received.hash)
@@ -213,9 +218,7 @@ async def test_a_refusal_about_the_node_that_comes_late_is_followed_by_the_snaps
     node, first = await in_sync(admin, opened)
     await admin.change("new")
     received, _ = await take_delta(node)
-    async with asyncio.timeout(20):
-        while "has not answered" not in caplog.text:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await said("has not answered", caplog)
     await node.nack(received, error="not all workers answered within 25 seconds", kept_hash=first.hash)
     assert (await node.snapshot()).hash == received.hash
 

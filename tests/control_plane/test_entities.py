@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from control_plane.models import ENTITY_TABLES
 from gateway_schema.registry import ENTITY_TYPES
 from tests.control_plane.client import Client
 from tests.pems import certificate_pem, private_pem
@@ -203,6 +205,37 @@ async def test_patch_takes_another_parent_by_its_name(client: Client) -> None:
     moved = await client.call("PATCH", f"routes/{route['id']}", {"service": {"name": "other"}})
     assert moved["service"] == {"id": (await client.get("services/other"))["id"]}
     assert (await client.call("PATCH", f"routes/{route['id']}", {"service": None}))["service"] is None
+
+
+async def outdated(client: Client) -> str:
+    """A route that was stored when its path was allowed; its id."""
+    route = await client.call("POST", "routes", {"name": "r", "paths": ["/a"]}, 201)
+    table = ENTITY_TABLES["routes"]
+    async with client.plane.database.writing() as session:
+        await session.execute(
+            update(table).where(table.c.id == route["id"]).values(written={"name": "r", "paths": ["/a%20b"]})
+        )
+    client.plane.holdings.forget(client.id)
+    return str(route["id"])
+
+
+async def test_what_broke_no_rule_when_it_was_stored_is_named_with_what_mends_it(client: Client) -> None:
+    entity_id = await outdated(client)
+    said = (await client.get("routes", expect=500))["message"]
+    assert said.startswith(f"route r (id {entity_id}) was stored under the rules of another version")
+    assert "paths[0]: non-normalized path, consider use '/a b' instead" in said
+
+
+@pytest.mark.parametrize("routes", [[], [{"name": "r", "paths": ["/b"]}]])
+async def test_a_document_mends_what_breaks_a_rule_by_now(client: Client, routes: list[Any]) -> None:
+    await outdated(client)
+    await client.apply({"_format_version": "3.0", "routes": routes}, force=True)
+    assert [route["paths"] for route in (await client.get("routes"))["data"]] == [route["paths"] for route in routes]
+
+
+async def test_a_patch_mends_what_breaks_a_rule_by_now(client: Client) -> None:
+    entity_id = await outdated(client)
+    assert (await client.call("PATCH", f"routes/{entity_id}", {"paths": ["/b"]}))["paths"] == ["/b"]
 
 
 async def test_put_by_name_creates_and_then_finds(client: Client) -> None:

@@ -15,7 +15,8 @@ from control_plane.holdings import Holdings
 from control_plane.plan import Mode, make_plan
 from control_plane.planned import Plan
 from control_plane.snapshot import build
-from gateway_schema.document import Document, canonical, read_declaration, write_declaration
+from gateway_schema.document import Document, canonical, read_declaration
+from gateway_schema.dump import write_declaration
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import SchemaViolation, render_path
 from tests.control_plane.everything import everything

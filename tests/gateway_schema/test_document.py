@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_schema.document import Document, Homeless, canonical, hash_of, read_declaration, write_declaration
+from gateway_schema.document import Document, canonical, hash_of, read_declaration
+from gateway_schema.dump import Homeless, write_declaration
 from gateway_schema.violations import SchemaViolation, parse
 
 RECIPE: dict[str, Any] = {
