@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane import audit, ownership
 from control_plane.api.konnect import find
 from control_plane.batches import Changes
+from control_plane.errands import aside
 from control_plane.errors import Conflict
 from control_plane.history import State
 from control_plane.holdings import Holdings, Row
@@ -54,7 +55,10 @@ class Undertaking:
         return self.holdings.control_plane_id
 
     async def carry_out(self, plan: Plan, action: str, *, force: bool = False) -> None:
-        """Write the plan, if this is for real. Raises Conflict when it should be asked for with `force`."""
+        """Write the plan, if this is for real.
+
+        Raises Conflict when it should be asked for with `force`, and StaleEntity, which the plan leaves as it is.
+        """
         self.plan, self.action = plan, action
         if not self.commit:
             return
@@ -72,6 +76,7 @@ class Undertaking:
             repository = Repository(self.session, self.control_plane_id, self.plane.cipher)
             version = await repository.write(changes)
             self.written = self.holdings.after(version, changes.puts, changes.deletes)
+            await aside(self.written.unbuilt, self.written.encode)  # no version that nodes could not get
         await ownership.assign(self.session, self.control_plane_id, plan.assigned)
         await self._leave_lines(plan)
         self.written_us = time.time_ns() // 1000

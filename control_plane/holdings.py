@@ -184,6 +184,11 @@ class Holdings:
         rows = sum(len(rows) + 20 * sum(not row.is_encoded for row in rows) for rows in stale)
         return rows + (self._catalogue.size // 2000 if self._catalogue is not None else 0)
 
+    def encode(self) -> None:
+        """Make the bytes of every row. Raises StaleEntity."""
+        for name in ENTITY_TYPES:
+            self.canonical(name)
+
     def catalogue(self) -> tuple[Catalogue, str]:
         """The document that the rows make, and its hash."""
         former = self._catalogue
