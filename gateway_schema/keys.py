@@ -66,6 +66,8 @@ class Key(Entity):
     kid: Text
     jwk: Secret | None = None
     pem: PemPair | None = None
+    x5t: Text | None = None
+    """SHA-1 thumbprint of the key's X.509 certificate."""
     set: Reference | None = None
     updated_at: int | None = None
 

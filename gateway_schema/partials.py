@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from gateway_schema.base import Record, Referenceable, Secret
 from gateway_schema.entities import Entity, Name, Port, Reference
 from gateway_schema.plugins.llm import NullableRecord, Target
-from gateway_schema.plugins.vectordb import Embeddings, Redis, VectorDb
+from gateway_schema.plugins.vectordb import CloudAuthentication, Embeddings, Redis, VectorDb
 
 
 class RedisCe(NullableRecord):
@@ -25,6 +25,7 @@ class RedisCe(NullableRecord):
     ssl: bool = False
     ssl_verify: bool = True
     server_name: str | None = None
+    cloud_authentication: CloudAuthentication | None = None
 
 
 PARTIAL_CONFIGS: Mapping[str, type[Record]] = {

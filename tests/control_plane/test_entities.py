@@ -73,12 +73,17 @@ CASES = {
     "vaults": Case(
         "vaults", {"prefix": "my-env", "name": "env", "config": {"prefix": "A_"}}, {"description": "x"}, "my-env"
     ),
-    "partials": Case("partials", {"name": "cache", "type": "redis-ce"}, {"config": {"host": "redis.test"}}, "cache"),
+    "partials": Case(
+        "partials",
+        {"name": "cache", "type": "redis-ce"},
+        {"config": {"host": "redis.test", "cloud_authentication": {"auth_provider": "aws", "aws_cache_name": "c"}}},
+        "cache",
+    ),
     "key_sets": Case("key-sets", {"name": "signing"}, {"name": "verifying"}, "signing"),
     "keys": Case(
         "keys",
         {"name": "k", "kid": "one", "jwk": '{"kty":"oct","kid":"one","k":"AA"}'},
-        {"jwk": '{"kty":"oct","kid":"one","k":"BB"}'},
+        {"jwk": '{"kty":"oct","kid":"one","k":"BB"}', "x5t": "dGh1bWI"},
         "k",
         (("set", "key-sets", {"name": "signing"}),),
     ),
