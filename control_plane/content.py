@@ -20,7 +20,7 @@ from gateway_schema.base import Record
 from gateway_schema.plugins import PLUGINS
 from gateway_schema.plugins.base import PluginConfig
 from gateway_schema.registry import ENTITY_TYPES, EntityType
-from gateway_schema.violations import SchemaViolation, Violation, nearest, parse
+from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse
 
 OWN_FIELDS = frozenset({"id", "created_at", "updated_at"})
 """Fields that clients may send back but that the control plane keeps apart."""
@@ -121,11 +121,7 @@ def complete(row: EntityType, written: Mapping[str, Any]) -> dict[str, Any]:
 def _masks(row: EntityType, written: Mapping[str, Any]) -> Iterable[Violation]:
     """A mask that comes back is refused, not taken for "keep what you have": which of several secrets in a list it
     once stood for cannot be told, and a secret that lands beside another address is given away."""
-    found = list(find_secrets(shape_of(row.model), written))
-    config = config_class(row, written)
-    if config is not None:
-        found += find_secrets(shape_of(config), written.get("config"), ("config",))
-    for path, text in found:
+    for path, text in secrets_of(row, written):
         if text in (MASK, NEW_MASK):
             yield Violation(path, "holds the mask of a secret: write the secret itself, or leave it out of a PATCH")
 
@@ -246,6 +242,15 @@ def change_secrets(row: EntityType, body: Mapping[str, Any], change: Any) -> dic
     if config is not None and result.get("config"):
         result = {**result, "config": map_secrets(shape_of(config), result["config"], change)}
     return result
+
+
+def secrets_of(row: EntityType, body: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """Every secret in either form, with where it stands: what `change_secrets` would change."""
+    found = list(find_secrets(shape_of(row.model), body))
+    config = config_class(row, body)
+    if config is not None:
+        found += find_secrets(shape_of(config), body.get("config"), ("config",))
+    return found
 
 
 def same(row: EntityType, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

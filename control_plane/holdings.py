@@ -149,6 +149,11 @@ class Holdings:
     def all(self) -> Iterable[Row]:
         return (row for rows in self._rows.values() for row in rows.values())
 
+    def parents(self, row: Row) -> list[Row]:
+        """What its foreign keys point to."""
+        found = [self.of(parent.type).get(row.reference(name) or "") for name, parent in row.type.parents.items()]
+        return [parent for parent in found if parent is not None]
+
     def by(self, row: EntityType, fields: tuple[str, ...]) -> Mapping[tuple[Any, ...], Row]:
         """The rows of a kind by the values of a unique set of fields."""
         index = self._indexes.get((row.name, fields))

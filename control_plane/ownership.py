@@ -8,6 +8,7 @@ at a time through the other faces, is nobody's, and a document that declares it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from control_plane.models import ENTITY_OWNERS
 from control_plane.rollups import chunks
 
 if TYPE_CHECKING:
-    from control_plane.holdings import Row
+    from control_plane.holdings import Holdings, Row
     from gateway_schema.registry import EntityType
 
 OwnerSet = frozenset[str]
@@ -45,11 +46,6 @@ class Owners:
         """The owner sets of a kind, by id."""
         return self._known.get(row.name, _NONE)
 
-    def governs(self, tags: OwnerSet, row: Row) -> bool:
-        """Whether a row is in the reach of these select tags: it carries them, or was last written under them. All is
-        in the reach of none."""
-        return not tags or self.of(row) == tags or tags <= set(row.tags)
-
     def after(self, assigned: Iterable[tuple[Row, OwnerSet]]) -> Owners:
         """The owners once a plan's assignments are made."""
         known: dict[str, Mapping[str, OwnerSet]] = dict(self._known)
@@ -59,6 +55,34 @@ class Owners:
                 ours = known[row.type.name] = changed[row.type.name] = dict(known.get(row.type.name, {}))
             ours[row.id] = owner
         return Owners(known)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a document written under these select tags may change and delete; all, when there are none."""
+
+    tags: OwnerSet
+    owners: Owners
+    holdings: Holdings
+    lookup_tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By kind: what carries all of these may be referred to."""
+
+    def governs(self, row: Row) -> bool:
+        """Whether a row is in reach: it carries the tags, or was last written under them.
+
+        What joins two others is in the reach of all that see both, as long as it is nobody's: decK and the API write
+        it without tags.
+        """
+        if not self.tags or self.owners.of(row) == self.tags or self.tags <= set(row.tags):
+            return True
+        return row.type.is_link and not self.owners.of(row) and all(map(self._sees, self.holdings.parents(row)))
+
+    def looks_up(self, row: Row) -> bool:
+        tags = self.lookup_tags.get(row.type.name)
+        return tags is not None and tags <= set(row.tags)
+
+    def _sees(self, row: Row) -> bool:
+        return self.looks_up(row) or self.governs(row)
 
 
 def words(owner: OwnerSet) -> str:

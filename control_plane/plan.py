@@ -4,7 +4,7 @@ Pure: takes values, gives a value. Everything that could go wrong is found here,
 fault is reported at once, with its place in the document.
 
 *Recognising.* An entity with an id in the file is the row with that id. One without is recognised by its natural key:
-a service by its name, a plugin by its name and scopes. What is not recognised is new.
+a service by its name, a plugin by its name and scopes (`recognising.py`). What is not recognised is new.
 
 *Comparing.* Complete forms are compared, so writing a default out, or no longer, is not a change.
 
@@ -27,10 +27,11 @@ from typing import Any, Literal
 from control_plane import content
 from control_plane.errors import DocumentRefused, StaleEntity, fault
 from control_plane.holdings import Holdings, Row, unique_key
-from control_plane.ownership import NOBODY, Owners, OwnerSet, words
+from control_plane.ownership import NOBODY, Owners, OwnerSet, Reach, words
 from control_plane.partials import check_links, displaced
 from control_plane.planned import Plan, label, parent_names, title
 from control_plane.protocols import mismatch
+from control_plane.recognising import is_recognisable, recognise
 from gateway_schema.base import canonical_id
 from gateway_schema.document import Declaration, Item
 from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, ROUTES, EntityType, Listed, children_of, lists_of
@@ -55,7 +56,8 @@ def make_plan(
     `adopt`: what others own is taken over where the document declares it, and deleted where it does not.
     Raises DocumentRefused with every fault.
     """
-    planner = _Planner(holdings, frozenset(select_tags), owners or Owners(), adopt, now, new_id)
+    reach = Reach(frozenset(select_tags), owners or Owners(), holdings, declaration.lookup_tags)
+    planner = _Planner(reach, adopt, now, new_id)
     if mode != "reset":
         planner.declare(declaration.items)
     if mode != "apply":
@@ -68,47 +70,23 @@ class _Group:
     """What a document declares of one kind, and what is known of that kind: asked for once, not for every item."""
 
     row: EntityType
-    held: Mapping[str, Row]
-    indexes: Sequence[tuple[tuple[str, ...], Mapping[tuple[Any, ...], Row]]]
-    """The rows by each set of fields that recognises them."""
-    reserved: set[str]
-    """Ids that the document gives to items: their rows are no one else's."""
     declared: dict[str, Item]
     named: Mapping[str, dict[str, str]]
     owners: Mapping[str, OwnerSet]
-    refers: bool
-    """Whether it can refer to other entities at all."""
-
-    def recognise(self, given: str | None, body: Mapping[str, Any]) -> Row | None:
-        """The row that is meant, by the id that was `given` or by its natural key."""
-        if given is not None:
-            return self.held.get(given)
-        for fields, index in self.indexes:
-            key = unique_key(self.row, body, fields)
-            if key is None:
-                continue
-            try:
-                found = index.get(key)
-            except TypeError:
-                continue  # a list or a map where a text belongs: recognised by nothing, refused by the schema
-            if found is not None and found.id not in self.reserved:
-                return found
-        return None
 
 
 class _Planner:
     def __init__(
         self,
-        holdings: Holdings,
-        tags: frozenset[str],
-        owners: Owners,
+        reach: Reach,
         adopt: bool,
         now: int,
         new_id: Callable[[], str],
     ) -> None:
-        self._holdings = holdings
-        self._tags = tags
-        self._owners = owners
+        self._reach = reach
+        self._holdings = reach.holdings
+        self._tags = reach.tags
+        self._owners = reach.owners
         self._adopt = adopt
         self._now = now
         self._new_id = new_id
@@ -132,30 +110,34 @@ class _Planner:
             by_type[item.type.name].append(item)
         for name, items_of_kind in by_type.items():
             if items_of_kind:
-                group = self._group(ENTITY_TYPES[name], items_of_kind)
-                for item in items_of_kind:
-                    self._declare(group, item)
+                self._declare_kind(ENTITY_TYPES[name], items_of_kind)
 
-    def _group(self, row: EntityType, items: Sequence[Item]) -> _Group:
+    def _declare_kind(self, row: EntityType, items: Sequence[Item]) -> None:
         named: dict[str, dict[str, str]] = {key: {} for key in row.match}
         self._named.update({(row.name, key): ids for key, ids in named.items()})
-        reserved = {given for item in items if (given := _given_id(item))}
-        held, by_fields = self._holdings.of(row.name), [(f, self._holdings.by(row, f)) for f in row.recognised_by]
+        group = _Group(row, self._items[row.name], named, self._owners.among(row))
         refers = bool(row.parents or row.lists)
-        return _Group(row, held, by_fields, reserved, self._items[row.name], named, self._owners.among(row), refers)
+        clear = [(item, body) for item in items if (body := self._body(row, item, refers)) is not None]
+        given = [_given_id(item) for item, _ in clear]
+        met = recognise(row, given, [body for _, body in clear], self._holdings)
+        for (item, body), entity_id, before in zip(clear, given, met, strict=True):
+            self._declare(group, item, body, entity_id, before)
 
-    def _declare(self, group: _Group, item: Item) -> None:
-        row, body = group.row, item.body
-        if group.refers:
+    def _body(self, row: EntityType, item: Item, refers: bool) -> dict[str, Any] | None:
+        """What the item says, references by id; None when it has a fault by now."""
+        body = item.body
+        if refers:
             references = self._references(row, item)
             if references is None:
-                return
+                return None
             body = {**body, **references}
-        given = _given_id(item)
-        if given is None and body.get("id") is not None:
+        if body.get("id") is not None and _given_id(item) is None:
             self._fault(item, Violation(("id",), "expected a valid UUID"))
-            return
-        before = group.recognise(given, body)
+            return None
+        return body
+
+    def _declare(self, group: _Group, item: Item, body: dict[str, Any], given: str | None, before: Row | None) -> None:
+        row = group.row
         entity_id = before.id if before else given or self._new_id()
         if row.is_link:
             # Said from both ends, or twice: it is so all the same.
@@ -172,7 +154,7 @@ class _Planner:
                 ids[str(value)] = entity_id
         if before is None:
             self._compare(row, item, body, None, entity_id)
-        elif not row.is_link:  # about a link there is nothing that could differ
+        else:
             self._meet(group, item, body, before)
 
     def _meet(self, group: _Group, item: Item, body: dict[str, Any], before: Row) -> None:
@@ -180,10 +162,12 @@ class _Planner:
         owner = group.owners.get(before.id, NOBODY)
         if owner != self._tags:
             self._others.append((item, before, owner))
+            if group.row.is_link:
+                return  # there is nothing about it that could differ
             if not (self._adopt or self._tags <= set(before.written.get("tags") or ())):
                 self._fault(item, Violation((), self._not_governed(before)))
                 return
-        if not _says_the_same(body, before.written):
+        if not (group.row.is_link or _says_the_same(body, before.written)):
             self._compare(group.row, item, body, before, before.id)
 
     def _compare(self, row: EntityType, item: Item, body: dict[str, Any], before: Row | None, entity_id: str) -> None:
@@ -200,6 +184,10 @@ class _Planner:
             if complete.get(name) is None:
                 self._fault(item, Violation((name,), "required field missing"))
                 return
+        if before is None and not (_given_id(item) or is_recognisable(row, body)):
+            keys = " or ".join(dict.fromkeys(name for fields in row.recognised_by for name in fields))
+            self._fault(item, Violation((), f"give it {keys} or id: without one, every sync would make it anew"))
+            return
         if before is None:
             self._plan.creates.append(Row(row, entity_id, written, row.time(self._now), row.time(self._now), complete))
         elif not _means_the_same(before, complete):
@@ -249,7 +237,7 @@ class _Planner:
         indexes = [self._holdings.by(parent, (field_name,)).get((key,)) for field_name in parent.match]
         candidates = [self._holdings.of(parent.name).get(entity_id), *indexes]
         held = next((row for row in candidates if row is not None), None)
-        if held is None:
+        if held is None or held.id in self._items[parent.name]:  # the document calls that one something else
             return None
         self._uses.append((item, name, held))
         return held.id
@@ -276,7 +264,9 @@ class _Planner:
         for row in reversed(list(ENTITY_TYPES.values())):
             declared, held = self._items[row.name], self._holdings.of(row.name)
             others = [each for entity_id, each in held.items() if entity_id not in declared]
-            going = [each for each in others if self._governs(each)]
+            going = [
+                each for each in others if self._reach.governs(each) and not (sparing and self._reach.looks_up(each))
+            ]
             self._plan.deletes += going
             if sparing:
                 self._plan.governed += len(going) + self._governed_among(row, declared, len(held) - len(others))
@@ -286,7 +276,7 @@ class _Planner:
         if not (self._adopt or row.is_link):
             return count  # any that is not was a fault
         held = self._holdings.of(row.name)
-        return sum(self._governs(held[entity_id]) for entity_id in declared if entity_id in held)
+        return sum(self._reach.governs(held[entity_id]) for entity_id in declared if entity_id in held)
 
     def finish(self) -> Plan:
         self._delete_loose_links()
@@ -308,11 +298,11 @@ class _Planner:
 
     def _delete_loose_links(self) -> None:
         """What joins two others goes with either, whoever wrote it."""
-        going = {row.id for row in self._plan.deletes}
+        going = {(row.type.name, row.id) for row in self._plan.deletes}
         for row in ENTITY_TYPES.values():
             for held in self._holdings.of(row.name).values() if row.is_link and going else ():
-                ends = {held.reference(name) for name in row.parents}
-                if ends & going and held.id not in going and held.id not in self._items[row.name]:
+                ends = {(parent.type, held.reference(name)) for name, parent in row.parents.items()}
+                if ends & going and (row.name, held.id) not in going and held.id not in self._items[row.name]:
                     self._plan.deletes.insert(0, held)
 
     def _settle_ownership(self) -> None:
@@ -387,8 +377,10 @@ class _Planner:
 
     def _conflict(self, gone: Row, held: Row) -> None:
         entity = f"{gone.type.kind} {label(gone)}"
-        child = f"{held.type.kind} {title(held, {gone.id: label(gone)})}"
-        text = f"cannot be deleted: {child} refers to it and does not carry {words(self._tags)}"
+        child = f"{held.type.kind} {title(held, {gone.type.name: {gone.id: label(gone)}})}"
+        looked_up = "is kept by _info.default_lookup_tags"
+        why = looked_up if self._reach.governs(held) else f"does not carry {words(self._tags)}"
+        text = f"cannot be deleted: {child} refers to it and {why}"
         self._faults.append(
             {**fault((), entity, Violation((), text)), "conflict": {"kind": held.type.kind, "id": held.id}}
         )
@@ -436,13 +428,10 @@ class _Planner:
         known = self._items[holder.type.name].get(holder.id)
         if known is not None:
             return f"{what} is declared twice: also at {render_path(known.path)}", known.path
-        tags = "" if self._governs(holder) else f", which does not carry {words(self._tags)}"
+        tags = "" if self._reach.governs(holder) else f", which does not carry {words(self._tags)}"
         return f"{what} is taken by {holder.type.kind} '{label(holder)}' (id {holder.id}){tags}", ()
 
     # -- words
-
-    def _governs(self, row: Row) -> bool:
-        return self._owners.governs(self._tags, row)
 
     def _not_governed(self, row: Row) -> str:
         owner = self._owners.of(row)
@@ -480,6 +469,10 @@ def _means_the_same(before: Row, complete: Mapping[str, Any]) -> bool:
         return content.same(before.type, before.complete, complete)
     except StaleEntity:
         return False
+
+
+def _never(row: Row) -> bool:
+    return False
 
 
 def _key_path(fields: Sequence[str]) -> Path:

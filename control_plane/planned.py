@@ -12,11 +12,15 @@ from control_plane.holdings import Holdings, Row
 from control_plane.ownership import OwnerSet
 from control_plane.secrets import MASK, NEW_MASK, is_vault_reference, mask
 from gateway_schema.registry import ENTITY_TYPES
+from gateway_schema.violations import Path
 
 ALARMING_DELETIONS = 10
 ALARMING_SHARE = 0.3
 """A plan that deletes this many entities or more, and more than this share of those it governs, is probably a mistake
 (an empty file, the wrong tags) and asks for `force`. octoDNS, whose idea this is, draws the line at 30 % of 10."""
+
+Names = Mapping[str, Mapping[str, str]]
+"""What people call entities, by kind and id: an id is unique within its kind only."""
 
 
 @dataclass(slots=True)
@@ -26,8 +30,8 @@ class Plan:
     creates: list[Row] = field(default_factory=list)
     updates: list[tuple[Row, Row]] = field(default_factory=list)
     deletes: list[Row] = field(default_factory=list)
-    names: Mapping[str, str] = field(default_factory=dict)
-    """What people call the parents that changed rows refer to, by id."""
+    names: Names = field(default_factory=dict)
+    """What people call the parents that changed rows refer to."""
     assigned: list[tuple[Row, OwnerSet]] = field(default_factory=list)
     """Entities that have another owner once the plan is carried out, with that owner."""
     adopted: list[tuple[Row, OwnerSet]] = field(default_factory=list)
@@ -71,19 +75,23 @@ class Plan:
         return {"name": title(row, self.names), "kind": row.type.kind, "body": {"new": new, "old": old}}
 
 
-def title(row: Row, names: Mapping[str, str]) -> str:
+def title(row: Row, names: Names) -> str:
     """What decK calls an entity in its output: `rate-limiting for service billing`, `cors (global)`."""
     nesting = [name for name, parent in row.type.parents.items() if parent.nested_key]
     scopes = [(name, target) for name in nesting if (target := row.reference(name)) is not None]
+    called = [f"{name.replace('_', '-')} {_called(row, name, target, names)}" for name, target in scopes]
     if row.type.is_link:
-        return " in ".join(f"{name.replace('_', '-')} {names.get(target, target)}" for name, target in reversed(scopes))
+        return " in ".join(reversed(called))
     own = label(row)
     if row.type.name == "routes":
         return own
     if not scopes:
         return f"{own} (global)" if row.type.name == "plugins" else own
-    listed = " and ".join(f"{name.replace('_', '-')} {names.get(target, target)}" for name, target in scopes)
-    return f"{own} for {listed}"
+    return f"{own} for {' and '.join(called)}"
+
+
+def _called(row: Row, field_name: str, target: str, names: Names) -> str:
+    return names.get(row.type.parents[field_name].type, {}).get(target, target)
 
 
 def label(row: Row) -> str:
@@ -106,18 +114,19 @@ def _shown(row: Row) -> dict[str, Any]:
 
 def _shown_pair(before: Row, after: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     """New and old body. A secret that changed says so, or the difference would be invisible."""
-    old = _body(before)
-    known: set[str] = set()
+    old, new = _body(before), _body(after)
+    known = dict(content.secrets_of(before.type, old))
+    shown: dict[str, Any] = content.change_secrets(after.type, new, mask)
+    for path, text in content.secrets_of(after.type, new):
+        if text != known.get(path) and not is_vault_reference(text):
+            _put(shown, path, NEW_MASK)
+    return shown, content.change_secrets(before.type, old, mask)
 
-    def remember(text: str) -> str:
-        known.add(text)
-        return text
 
-    def mask_new(text: str) -> str:
-        return text if is_vault_reference(text) else MASK if text in known else NEW_MASK
-
-    content.change_secrets(before.type, old, remember)
-    return content.change_secrets(after.type, _body(after), mask_new), content.change_secrets(before.type, old, mask)
+def _put(body: Any, path: Path, value: str) -> None:
+    for key in path[:-1]:
+        body = body[key]
+    body[path[-1]] = value
 
 
 def _bodies(before: Row, after: Row) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -132,17 +141,17 @@ def _body(row: Row) -> dict[str, Any]:
     return {"id": row.id, **{key: value for key, value in body.items() if value is not None}}
 
 
-def parent_names(rows: Iterable[Row], find: Callable[[str, str], Row | None]) -> dict[str, str]:
-    """What people call the parents of rows, by id. `find` gives the row of a kind and an id, or None."""
-    names: dict[str, str] = {}
+def parent_names(rows: Iterable[Row], find: Callable[[str, str], Row | None]) -> Names:
+    """What people call the parents of rows. `find` gives the row of a kind and an id, or None."""
+    names: dict[str, dict[str, str]] = {}
     listed = list(rows)
     fresh = {(row.type.name, row.id): row for row in listed}
     for row in listed:
         for name, parent in row.type.parents.items():
-            target = row.reference(name)
-            if target is not None and target not in names:
+            target, known = row.reference(name), names.setdefault(parent.type, {})
+            if target is not None and target not in known:
                 found = fresh.get((parent.type, target)) or find(parent.type, target)
-                names[target] = label(found) if found else target
+                known[target] = label(found) if found else target
     return names
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from control_plane.errors import DocumentRefused, StaleEntity, fault
 from control_plane.history import State
 from control_plane.holdings import Holdings, Row
-from control_plane.ownership import NOBODY, OwnerSet, words
+from control_plane.ownership import NOBODY, OwnerSet, Reach, words
 from control_plane.planned import Plan, label, parent_names, row_changes, title
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import Violation
@@ -29,8 +29,9 @@ def restoring_plan(now: State, then: State, *, acting: OwnerSet | None, adopt: b
     owns all that would change; where several sets do, the plan would change what others own, and stops unless it is
     told to `adopt`. Raises DocumentRefused."""
     tags = acting or NOBODY
-    creates, updates, deletes = _within(tags, now, then)
-    plan = Plan(deletes=deletes, governed=sum(now.owners.governs(tags, row) for row in now.holdings.all()))
+    reached = Reach(tags, now.owners, now.holdings)
+    creates, updates, deletes = _within(reached, Reach(tags, then.owners, then.holdings))
+    plan = Plan(deletes=deletes, governed=sum(map(reached.governs, now.holdings.all())))
     plan.creates = [Row(row.type, row.id, row.written, row.created_at, row.type.time(time)) for row in creates]
     plan.updates = [
         (old, Row(new.type, new.id, new.written, old.created_at, new.type.time(time))) for old, new in updates
@@ -45,24 +46,28 @@ def restoring_plan(now: State, then: State, *, acting: OwnerSet | None, adopt: b
     return plan
 
 
-def _within(tags: OwnerSet, now: State, then: State) -> tuple[list[Row], list[tuple[Row, Row]], list[Row]]:
-    """What differs and is in the reach of the tags, as `row_changes` gives it."""
+def _within(now: Reach, then: Reach) -> tuple[list[Row], list[tuple[Row, Row]], list[Row]]:
+    """What differs and is in reach, now or then, as `row_changes` gives it."""
     creates, updates, deletes = row_changes(now.holdings, then.holdings)
-    came = [row for row in creates if then.owners.governs(tags, row)]
-    went = [row for row in deletes if now.owners.governs(tags, row)]
+    came = [row for row in creates if then.governs(row)]
+    went = [row for row in deletes if now.governs(row)]
     # What joins two others comes and goes with either; nobody's does not come if that takes more than is in reach.
-    back, gone = {row.id for row in came}, {row.id for row in went}
-    there = back | {row.id for row in now.holdings.all()} - gone
-    loose = [row for row in creates if row.id not in back and not then.owners.of(row)]
+    back, gone = set(map(_key, came)), set(map(_key, went))
+    there = back | set(map(_key, now.holdings.all())) - gone
+    loose = [row for row in creates if row.type.is_link and _key(row) not in back and not then.owners.of(row)]
     came += [row for row in loose if back & (ends := _ends(row)) and ends <= there]
-    went[:0] = [row for row in deletes if row.id not in gone and gone & _ends(row)]
-    changed = [(old, new) for old, new in updates if now.owners.governs(tags, old) or then.owners.governs(tags, new)]
+    went[:0] = [row for row in deletes if row.type.is_link and _key(row) not in gone and gone & _ends(row)]
+    changed = [(old, new) for old, new in updates if now.governs(old) or then.governs(new)]
     return came, changed, went
 
 
-def _ends(row: Row) -> set[str]:
-    """What a row joins, if it is of a kind that joins others."""
-    return {target for name in row.type.parents if row.type.is_link and (target := row.reference(name))}
+def _key(row: Row) -> tuple[str, str]:
+    return row.type.name, row.id
+
+
+def _ends(row: Row) -> set[tuple[str, str]]:
+    """What a row that joins others joins."""
+    return {(kind, target) for kind, _, target in _targets(row)}
 
 
 def _invalid(puts: Iterable[Row], plan: Plan) -> Iterator[_Fault]:
@@ -94,9 +99,10 @@ def _not_ours(plan: Plan, now: State, then: State, acting: OwnerSet | None, adop
         text = f"{verb} owned by {words(owner)}; {hint} all the same with adopt (--adopt)"
         conflict = {"kind": row.type.kind, "id": row.id}
         yield {**_said(row, plan, text), "owner": sorted(owner), "conflict": conflict}
-    for row, _ in plan.updates:
-        if acting and not (now.owners.of(row) or now.owners.governs(acting, row)):
-            text = f"does not carry {words(acting)} any more and is nobody's; tag it first, or change it all the same "
+    reached = Reach(ours, now.owners, now.holdings)
+    for row, _ in plan.updates if acting else ():
+        if not (now.owners.of(row) or reached.governs(row)):
+            text = f"does not carry {words(ours)} any more and is nobody's; tag it first, or change it all the same "
             yield _said(row, plan, f"{text}with adopt (--adopt)")
 
 
@@ -146,7 +152,7 @@ def _targets(row: Row) -> Iterator[tuple[str, str, str]]:
 
 
 def _left_behind(gone: Row, held: Row, plan: Plan, tags: OwnerSet) -> _Fault:
-    child = f"{held.type.kind} {title(held, {gone.id: label(gone)})}"
+    child = f"{held.type.kind} {title(held, {gone.type.name: {gone.id: label(gone)}})}"
     text = f"cannot be deleted: {child} refers to it and is not in the reach of {words(tags)}"
     return {**_said(gone, plan, text), "conflict": {"kind": held.type.kind, "id": held.id}}
 

@@ -158,7 +158,7 @@ def _encoded(plan: Plan) -> dict[str, Any]:
         "assigned": owned(plan.assigned),
         "adopted": owned(plan.adopted),
         "governed": plan.governed,
-        "names": dict(plan.names),
+        "names": plan.names,
     }
 
 

@@ -32,6 +32,8 @@ _INFO_KEYS = frozenset(
         "include_plugin_definitions",
     }
 )
+_LOOKED_UP = frozenset({"services", "routes", "consumers", "consumer_groups", "partials"})
+"""Kinds of which a file may say, in `default_lookup_tags`, which ones of others it refers to."""
 _TOP_KEYS = frozenset({"_format_version", "_info", "_konnect", "_workspace", "_plugin_configs", "_transform"})
 _LATER = frozenset(
     {
@@ -74,6 +76,8 @@ class Declaration:
     select_tags: tuple[str, ...] = ()
     control_plane_name: str | None = None
     format_version: str = FORMAT_VERSION
+    lookup_tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By kind: what carries all of these is there to be referred to, and goes on being what it is."""
 
 
 def read_declaration(data: Any, select_tags: Sequence[str] = ()) -> Declaration:
@@ -102,6 +106,7 @@ class _Reader:
         info = self._info()
         self._check_top_level()
         tags = self._tags(info, select_tags)
+        lookup_tags = self._lookup_tags(info)
         for row in ENTITY_TYPES.values():
             if row.file_key is not None:
                 self._entities(row, self._data.get(row.file_key), (row.file_key,), None)
@@ -111,7 +116,8 @@ class _Reader:
             own = item.body.get("tags")
             item.body["tags"] = list(dict.fromkeys([*own, *tags])) if own else list(tags)
         konnect = self._data.get("_konnect") or {}
-        return Declaration(self._items, tags, konnect.get("control_plane_name") or konnect.get("runtime_group_name"))
+        name = konnect.get("control_plane_name") or konnect.get("runtime_group_name")
+        return Declaration(self._items, tags, name, lookup_tags=lookup_tags)
 
     def _fault(self, path: Path, message: str) -> None:
         self._violations.append(Violation(path, message))
@@ -185,6 +191,20 @@ class _Reader:
         except ValueError as error:
             self._fault(("_info", "select_tags"), str(error))
             return given
+
+    def _lookup_tags(self, info: Mapping[str, Any]) -> Mapping[str, frozenset[str]]:
+        path: Path = ("_info", "default_lookup_tags")
+        said = info.get("default_lookup_tags")
+        found = {}
+        for name, tags in self._record(said, path, _LOOKED_UP).items() if said is not None else ():
+            if not (self._are_texts(tags) and tags):
+                self._fault((*path, str(name)), "expected an array of tags, one at least")
+                continue
+            try:
+                found[name] = frozenset(check_tags(tags))
+            except ValueError as error:
+                self._fault((*path, str(name)), str(error))
+        return found
 
     def _entities(self, row: EntityType, value: Any, path: Path, parent: tuple[str, Item] | None) -> None:
         if value is None:

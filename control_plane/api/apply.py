@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -95,12 +95,7 @@ async def dump(
         control_plane = await find(session, control_plane_id)
         holdings = (await plane.holdings.load(session, control_plane.id)).living(time.time())
     entities = {
-        name: [
-            {"id": row.id, **_written(row, caller)}
-            for row in holdings.of(name).values()
-            if set(wanted) <= set(row.tags)
-        ]
-        for name in ENTITY_TYPES
+        name: [{"id": row.id, **_written(row, caller)} for row in rows] for name, rows in _carrying(wanted, holdings)
     }
     try:
         document = write_declaration(entities, select_tags=wanted, control_plane_name=control_plane.name)
@@ -111,6 +106,20 @@ async def dump(
     return answer(document)
 
 
+def _carrying(tags: Sequence[str], holdings: Holdings) -> Iterator[tuple[str, list[Row]]]:
+    """By kind, what carries the tags; what joins two others, and carries none, is taken with them as decK does."""
+    taken: set[tuple[str, str]] = set()
+    for row in ENTITY_TYPES.values():
+        rows = [
+            held
+            for held in holdings.of(row.name).values()
+            if set(tags) <= set(held.tags)
+            or (row.is_link and all((end.type.name, end.id) in taken for end in holdings.parents(held)))
+        ]
+        taken.update((row.name, held.id) for held in rows)
+        yield row.name, rows
+
+
 def _left_out(rows: Sequence[Row], holdings: Holdings, tags: Sequence[str]) -> BadRequest:
     """A dump without them would delete them when it is synced."""
     said = words(frozenset(tags))
@@ -118,7 +127,7 @@ def _left_out(rows: Sequence[Row], holdings: Holdings, tags: Sequence[str]) -> B
     errors = []
     for row in rows:
         parents = " or ".join(
-            f"{ENTITY_TYPES[parent.type].kind} {names[target]}"
+            f"{ENTITY_TYPES[parent.type].kind} {names[parent.type][target]}"
             for name, parent in row.type.parents.items()
             if parent.nested_key and (target := row.reference(name)) is not None
         )
