@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway_schema.document import FORMAT_VERSION
-from gateway_schema.registry import ENTITY_TYPES, EntityType, Parent, children_of
+from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, Parent, children_of
 
 
 class Homeless(ValueError):
@@ -33,16 +33,21 @@ def write_declaration(
     return _Writer(entities).write(select_tags, control_plane_name)
 
 
+_Place = tuple[str, str]
+"""A kind and an id, which is unique among its kind only."""
+
+
 class _Writer:
     def __init__(self, entities: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         self._entities = entities
-        self._by_id = {
-            str(entity["id"]): (ENTITY_TYPES[name], entity) for name, rows in entities.items() for entity in rows
+        self._by_place: dict[_Place, Mapping[str, Any]] = {
+            (name, str(entity["id"])): entity for name, rows in entities.items() for entity in rows
         }
-        self._children: dict[str, list[tuple[EntityType, str, Mapping[str, Any]]]] = {}
+        self._children: dict[_Place, list[tuple[EntityType, str, Mapping[str, Any]]]] = {}
         self._roots: list[tuple[EntityType, Mapping[str, Any]]] = []
         hashed = [name for name in entities if "skip_hash" in ENTITY_TYPES[name].model.shorthands]
-        self._hashed_with = {str(entity["consumer"]["id"]) for name in hashed for entity in entities[name]}
+        credentials = [entity for name in hashed for entity in entities[name]]
+        self._hashed_with: set[_Place] = {("consumers", str(entity["consumer"]["id"])) for entity in credentials}
         """Consumers whose ids are part of a digest."""
 
     def write(self, select_tags: Sequence[str], control_plane_name: str | None) -> dict[str, Any]:
@@ -70,20 +75,24 @@ class _Writer:
 
     def _place(self, row: EntityType, entity: Mapping[str, Any]) -> None:
         scopes = [
-            (name, ref["id"]) for name, parent in row.parents.items() if parent.nested_key and (ref := entity.get(name))
+            (name, (parent.type, ref["id"]))
+            for name, parent in row.parents.items()
+            if parent.nested_key and (ref := entity.get(name))
         ]
-        inside = [(name, ref) for name, ref in scopes if ref in self._by_id and _may_stand_inside(row, name, entity)]
+        known = [(name, place) for name, place in scopes if place in self._by_place]
+        inside = [(name, place) for name, place in known if _may_stand_inside(row, name, entity)]
         if inside and (len(scopes) == 1 or row.is_link):
-            name, ref = inside[-1]
-            self._children.setdefault(ref, []).append((row, name, entity))
+            name, place = inside[-1]
+            self._children.setdefault(place, []).append((row, name, entity))
         else:
             self._roots.append((row, entity))
 
     def _render(self, row: EntityType, entity: Mapping[str, Any], inside: str | None) -> dict[str, Any]:
         if inside is not None and (link := row.parents[inside].link) is not None:
-            return self._link(entity[link]["id"])
+            return self._link(row.parents[link], entity[link]["id"])
         named = any(entity.get(key) for key in row.match) or row.match_together or not row.match
-        keeps_id = row.keeps_id or not named or entity["id"] in self._hashed_with
+        place = (row.name, str(entity["id"]))
+        keeps_id = row.keeps_id or not named or place in self._hashed_with
         hidden = {"created_at", "updated_at"} | row.computed | (set() if keeps_id else {"id"})
         body: dict[str, Any] = {}
         for key, value in entity.items():
@@ -92,38 +101,40 @@ class _Writer:
             if key in row.parents:
                 value = self._reference(row.parents[key], value["id"])
             elif key in row.lists and row.lists[key].key is not None:
-                value = [self._listed(entry, str(row.lists[key].key)) for entry in value]
+                value = [self._listed(row.lists[key], entry) for entry in value]
             body[key] = value
-        for child, name, nested in self._children.get(str(entity["id"]), []):
+        for child, name, nested in self._children.get(place, []):
             body.setdefault(str(child.parents[name].nested_key), []).append(self._render(child, nested, name))
         for _, _, parent in children_of(row.name):
             if parent.nested_key in body and isinstance(body[parent.nested_key], list):
                 body[parent.nested_key] = _sorted(body[parent.nested_key])
         return body
 
-    def _name(self, target_id: str) -> str | None:
+    def _name(self, kind: str, target_id: str) -> str | None:
         """What a file calls an entity that stands in it; None for one that only its id tells."""
-        known = self._by_id.get(target_id)
-        if known is None:
+        target = self._by_place.get((kind, target_id))
+        if target is None:
             return None
-        target_type, target = known
+        target_type = ENTITY_TYPES[kind]
         names = (target.get(key) for key in target_type.match if key not in target_type.computed)
         return next((str(name) for name in names if name), None)
 
     def _reference(self, parent: Parent, target_id: str) -> Any:
-        name = self._name(target_id)
+        name = self._name(parent.type, target_id)
         if parent.as_text:
             return name or target_id
         return {"name": name} if name else {"id": target_id}
 
-    def _link(self, target_id: str) -> dict[str, Any]:
-        target_type, target = self._by_id.get(target_id, (None, {}))
-        keys = ("name", "username", "custom_id") if target_type is not None else ()
+    def _link(self, parent: Parent, target_id: str) -> dict[str, Any]:
+        target = self._by_place.get((parent.type, target_id), {})
+        keys = ("name", "username", "custom_id")
         return next(({key: target[key]} for key in keys if target.get(key)), {"id": target_id})
 
-    def _listed(self, entry: Mapping[str, Any], key: str) -> dict[str, Any]:
-        name = self._name(str(entry.get(key)))
-        return {"name": name, **{k: v for k, v in entry.items() if k not in {key, "name"}}} if name else dict(entry)
+    def _listed(self, listed: Listed, entry: Mapping[str, Any]) -> dict[str, Any]:
+        key = str(listed.key)
+        name = self._name(listed.type, str(entry.get(key)))
+        kept = {field: value for field, value in entry.items() if field not in {key, "name"}}
+        return {"name": name, **kept} if name else dict(entry)
 
 
 def _may_stand_inside(row: EntityType, parent_field: str, entity: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import json
 import random
 import sqlite3
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,22 @@ async def test_a_second_apply_and_an_apply_of_the_dump_change_nothing(client: Cl
     dumped = await client.dump()
     assert summary(await client.apply(dumped | {"_konnect": {"control_plane_name": "first"}})) == (0, 0, 0)
     assert dumped["consumers"][0]["keyauth_credentials"][0]["key"] == "key-of-bob-in-the-clear"
+
+
+async def test_a_dump_of_entities_that_share_an_id_across_kinds_changes_nothing(client: Client) -> None:
+    same = str(uuid.uuid4())
+    plugin = {"name": "ai-prompt-decorator", "config": {"prompts": {"prepend": [{"content": "be brief"}]}}}
+    document = {
+        "_format_version": "3.0",
+        "services": [{"id": same, "name": "billing", "host": "b.test", "plugins": [plugin]}],
+        "routes": [{"id": same, "name": "billing", "paths": ["/b"], "service": {"name": "billing"}}],
+        "consumers": [{"id": same, "username": "billing", "keyauth_credentials": [{"key": "key-of-billing"}]}],
+    }
+    await client.apply(document)
+    dumped = await client.dump()
+    assert "plugins" not in dumped["consumers"][0]
+    assert "keyauth_credentials" not in dumped["services"][0]
+    assert summary(await client.apply(dumped)) == (0, 0, 0)
 
 
 async def test_the_answer_names_the_snapshot_that_data_planes_get(client: Client) -> None:

@@ -154,6 +154,45 @@ def test_what_can_stand_alone_refers_to_a_missing_parent_by_id() -> None:
     assert len(written["routes"][0]["plugins"]) + len(written["plugins"]) == len(held["plugins"])
 
 
+def test_an_id_that_several_kinds_have_means_another_entity_in_each() -> None:
+    """Ids are unique among their kind only; those derived from names are the same for a service and its route."""
+    same = str(uuid.uuid4())
+    to_it = {"id": same}
+    entities: dict[str, list[dict[str, Any]]] = {
+        "consumers": [{"id": same, "username": "owner"}],
+        "consumer_groups": [{"id": same, "name": "group"}],
+        "services": [{"id": same, "name": "behind", "host": "b.test"}],
+        "routes": [{"id": same, "name": "before", "paths": ["/b"], "service": to_it}],
+        "partials": [{"id": same, "name": "part", "type": "redis-ce"}],
+        "keyauth_credentials": [{"id": str(uuid.uuid4()), "key": "k", "consumer": to_it}],
+        "basicauth_credentials": [{"id": str(uuid.uuid4()), "username": "u", "password": "p", "consumer": to_it}],
+        "consumer_group_consumers": [{"id": str(uuid.uuid4()), "consumer": to_it, "consumer_group": to_it}],
+        "plugins": [
+            {"id": str(uuid.uuid4()), "name": "key-auth", "service": to_it},
+            {"id": str(uuid.uuid4()), "name": "datakit", "consumer": to_it, "route": to_it},
+            {"id": str(uuid.uuid4()), "name": "ai-proxy", "partials": [{"id": same, "path": "config"}]},
+        ],
+    }
+    written = write_declaration(entities)
+    assert written["services"] == [
+        {
+            "name": "behind",
+            "host": "b.test",
+            "routes": [{"name": "before", "paths": ["/b"]}],
+            "plugins": [{"name": "key-auth"}],
+        }
+    ]
+    (consumer,) = written["consumers"]
+    assert (consumer["id"], consumer["keyauth_credentials"]) == (same, [{"key": "k"}])
+    assert "plugins" not in consumer
+    links = [*written["consumer_groups"][0].get("consumers", []), *consumer.get("groups", [])]
+    assert links in ([{"username": "owner"}], [{"name": "group"}])
+    assert {plugin["name"]: plugin for plugin in written["plugins"]} == {
+        "ai-proxy": {"name": "ai-proxy", "partials": [{"name": "part", "path": "config"}]},
+        "datakit": {"name": "datakit", "consumer": "owner", "route": "before"},
+    }
+
+
 def test_a_digest_is_written_with_the_id_that_it_was_made_with() -> None:
     credential = {"username": "u", "password": "p"}
     consumers = [{"username": "alice", "basicauth_credentials": [credential]}, {"username": "bob"}]
