@@ -52,6 +52,7 @@ from control_plane.errors import (
     Unexpected,
     new_trace,
     problem,
+    without_values,
 )
 from control_plane.plane import ControlPlane
 from control_plane.settings import MAX_BODY_BYTES, VERSION
@@ -221,7 +222,7 @@ class Edge:
     async def _refuse(error: Exception, scope: _Message, receive: _Receive, send: _Send) -> None:
         trace = new_trace()
         if not isinstance(error, ControlPlaneError):
-            _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=error)
+            _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=without_values(error))
             error = Unavailable() if _means_away(error) else Unexpected()
         on_admin = scope["path"].startswith(admin.PREFIX)
         response = admin_errors.error_response(error) if on_admin else _problem_response(error, trace)

@@ -29,7 +29,9 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from gateway_schema.violations import Path, Violation, summarise
+from pydantic import ValidationError
+
+from gateway_schema.violations import Path, Violation, render_path, summarise
 
 
 class StartError(Exception):
@@ -303,6 +305,20 @@ def problem(error: ControlPlaneError, trace: str | None = None) -> dict[str, Any
         "message": error.message,
         **error.members,
     }
+
+
+def without_values(error: BaseException) -> BaseException:
+    """An error for the log. What pydantic refused, wherever it stands in the chain, is told by place and kind only:
+    its own text may quote what somebody sent."""
+    cause, context, suppressed = error.__cause__, error.__context__, error.__suppress_context__
+    if isinstance(error, ValidationError):
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        told = ", ".join(f"{render_path(fault['loc'])} ({fault['type']})" for fault in faults)
+        error = ValueError(f"{error.title} was refused: {told}").with_traceback(error.__traceback__)
+    error.__cause__ = without_values(cause) if cause is not None else None
+    error.__context__ = without_values(context) if context is not None else None
+    error.__suppress_context__ = suppressed
+    return error
 
 
 def new_trace() -> str:

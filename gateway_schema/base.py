@@ -51,9 +51,14 @@ Number = Annotated[int | float, AfterValidator(_whole)]
 
 
 class Record(BaseModel):
-    """A record of known fields: an unknown one is an error, a string is never taken for a number."""
+    """A record of known fields: an unknown one is an error, a string is never taken for a number.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
+    What pydantic says of a fault never quotes the value: it may be a secret, or stand beside one.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, validate_default=False, hide_input_in_errors=True
+    )
 
 
 def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:

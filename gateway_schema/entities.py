@@ -174,7 +174,7 @@ Tags = Annotated[list[str], AfterValidator(check_tags)]
 class Reference(BaseModel):
     """A foreign key. Written as `{id}` or by natural key; clients may add further keys, which say nothing new."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, hide_input_in_errors=True)
 
     id: Id | None = None
     name: str | None = None

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -79,7 +79,9 @@ def parse(model: type[ModelT], data: Any) -> ModelT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise SchemaViolation(violations_of(error, model)) from None
+        refused = error
+    # Outside of the handler: nothing that is raised from here on carries pydantic's error, which knows the values.
+    raise SchemaViolation(violations_of(refused, model))
 
 
 def violations_of(error: ValidationError, model: type[BaseModel]) -> list[Violation]:
@@ -164,42 +166,58 @@ _BOUNDS = {
 def _walk(location: Sequence[str | int], model: type[BaseModel]) -> tuple[Path, Iterable[str], Bounds | None]:
     """Follow pydantic's location through the model: drop the names of union members, keep real keys.
 
-    Returns the path, the names that the innermost record knows (for suggestions), and the least and greatest value of
-    the innermost field when it has both.
+    Only where the schema has a choice between several does a location name a member: elsewhere a part is a key that
+    somebody wrote, whatever it is called. Returns the path, the names that the innermost record knows (for
+    suggestions), and the least and greatest value of the innermost field when it has both.
     """
     path: list[str | int] = []
     bounds: Bounds | None = None
     annotation: Any = model
     known: Iterable[str] = ()
     for part in location:
-        candidates = _models(annotation)
-        names = {name: field for member in candidates for name, field in _fields(member).items()}
-        if isinstance(part, int):
+        annotation = _peeled(annotation)
+        if choices := _choices(annotation):
+            annotation = next((choice for choice in choices if part in _names(choice)), Any)
+        elif isinstance(part, int):
             path.append(part)
             annotation = _element(annotation)
-        elif candidates and part in names:
-            known = names
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            known = fields = _fields(annotation)
             path.append(part)
-            annotation = names[part]
-            bounds = _bounds(candidates, part)
-        elif candidates and (part in {member.__name__ for member in candidates} or part.startswith("function-")):
-            annotation = next((m for m in candidates if m.__name__ == part), annotation)
-        elif candidates and part in _tags(candidates):
-            annotation = _tags(candidates)[part]
-        elif candidates:
-            known = names
+            bounds = _bounds(annotation, part)
+            annotation = fields.get(part, Any)
+        elif (value := _mapping_value(annotation)) is not None:
             path.append(part)
-            annotation = Any
-        else:
-            value = _mapping_value(annotation)
-            if value is not None:
-                path.append(part)
-                annotation = value
+            annotation = value
     return tuple(path), known, bounds
 
 
-def _bounds(models: Sequence[type[BaseModel]], name: str) -> Bounds | None:
-    fields = [field for member in models for key, field in member.model_fields.items() if name in (key, field.alias)]
+def _peeled(annotation: Any) -> Any:
+    """Without what annotations add, and without a null beside one other type."""
+    while True:
+        if hasattr(annotation, "__metadata__"):
+            annotation = get_args(annotation)[0]
+        elif len(choices := _choices(annotation)) == 1:
+            (annotation,) = choices
+        else:
+            return annotation
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The members of a union without null; none for what is no union."""
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return []
+    return [member for member in get_args(annotation) if member is not type(None)]
+
+
+def _names(choice: Any) -> set[str]:
+    """What a location may call a member of a union: its tag, or its class."""
+    tags = {mark.tag for mark in getattr(choice, "__metadata__", ()) if isinstance(mark, Tag)}
+    return tags or {getattr(_peeled(choice), "__name__", "")}
+
+
+def _bounds(model: type[BaseModel], name: str) -> Bounds | None:
+    fields = [field for key, field in model.model_fields.items() if name in (key, field.alias)]
     marks = [mark for field in fields for mark in (*field.metadata, *_marks(field.annotation))]
     least = next((mark.ge for mark in marks if hasattr(mark, "ge")), None)
     greatest = next((mark.le for mark in marks if hasattr(mark, "le")), None)
@@ -219,39 +237,11 @@ def _fields(model: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
 
 
-def _members(annotation: Any) -> list[Any]:
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return [member for argument in get_args(annotation) for member in _members(argument)]
-    if origin is not None and hasattr(annotation, "__metadata__"):
-        return _members(get_args(annotation)[0])
-    return [annotation]
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    return [m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
-
-
-def _tags(models: Sequence[type[BaseModel]]) -> dict[str, type[BaseModel]]:
-    """Discriminator values (`type: jq`) of the members of a tagged union."""
-    tags: dict[str, type[BaseModel]] = {}
-    for model in models:
-        for field in model.model_fields.values():
-            for value in get_args(field.annotation):
-                if isinstance(value, str):
-                    tags.setdefault(value, model)
-    return tags
-
-
 def _element(annotation: Any) -> Any:
-    for member in _members(annotation):
-        if get_origin(member) in (list, tuple, set, frozenset):
-            return get_args(member)[0]
-    return Any
+    return get_args(annotation)[0] if get_origin(annotation) in (list, tuple, set, frozenset) else Any
 
 
 def _mapping_value(annotation: Any) -> Any:
-    for member in _members(annotation):
-        if get_origin(member) is dict:
-            return get_args(member)[1]
+    if get_origin(annotation) is dict:
+        return get_args(annotation)[1]
     return Any if annotation is Any else None

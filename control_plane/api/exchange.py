@@ -63,7 +63,8 @@ def parameters(model: type[ModelT], body: dict[str, Any]) -> ModelT:
         return model.model_validate(body)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        raise InvalidParameters([_parameter(detail) for detail in found]) from None
+    # Outside of the handler: nothing that is raised from here on carries pydantic's error, which knows the values.
+    raise InvalidParameters([_parameter(detail) for detail in found])
 
 
 _RULES = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
@@ -189,3 +191,34 @@ async def test_the_openapi_document_describes_every_collection(client: Client) -
     operations = [op["operationId"] for path in document["paths"].values() for op in path.values()]
     assert len(operations) == len(set(operations))
     assert (await client.http.get("/docs")).status_code == 200
+
+
+async def test_a_mistyped_field_beside_a_secret_is_named_and_the_secret_stays_out_of_the_log(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    auth = {"header_name": "Authorization", "header_value": "Bearer sk-secret"}
+    body = {"name": "ai-proxy-advanced", "config": {"openai": {}, "targets": [{"auth": auth}]}}
+    refused = await client.call("POST", "plugins", body, 400)
+    assert "config.openai: unknown field" in refused["message"]
+    assert "sk-secret" not in caplog.text + str(refused)
+
+
+async def test_a_fault_of_ours_is_logged_without_what_was_sent(
+    client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loose(BaseModel):
+        port: int
+
+    secret = secrets.token_hex(8)
+
+    def fail(*_: Any) -> None:
+        try:
+            Loose.model_validate({"port": secret})
+        except ValidationError as error:
+            raise RuntimeError("a fault of ours") from error
+
+    monkeypatch.setattr(client.plane, "touch", fail)
+    await client.call("POST", "services", {"name": "s", "host": "h.test"}, 500)
+    assert "a fault of ours" in caplog.text
+    assert "Loose was refused: port (int_parsing)" in caplog.text
+    assert secret not in caplog.text
