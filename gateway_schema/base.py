@@ -35,11 +35,22 @@ def canonical_id(text: str) -> str | None:
 
 
 def is_address(text: str) -> bool:
+    """Whether it is an IP address that means the same on every node: one with a zone (`fe80::1%eth0`) does not."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
         return False
-    return True
+    return "%" not in text
+
+
+def is_network(text: str) -> bool:
+    """Whether it is an IP address or a CIDR range, whose length is a number: masks are none."""
+    address, slash, length = text.partition("/")
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return is_address(address) and (not slash or (length.isascii() and length.isdecimal()))
 
 
 def _whole(value: float) -> int | float:

@@ -43,12 +43,17 @@ class BasicAuthCredential(Entity):
 
     @classmethod
     def admit(cls, written: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Hashes the password, unless it is what is kept already: what was read may be written back."""
+        """Hashes the password, unless it is what is kept already: what was read may be written back. An empty one has
+        no digest, so that the check still finds it empty."""
         kept = {key: value for key, value in written.items() if key != "skip_hash"}
         password, consumer = kept.get("password"), kept.get("consumer")
         if written.get("skip_hash") is True or not isinstance(password, str) or not isinstance(consumer, Mapping):
             return kept
-        if password.startswith("{vault://") or (before is not None and before.get("password") == password):
+        if (
+            not password
+            or password.startswith("{vault://")
+            or (before is not None and before.get("password") == password)
+        ):
             return kept
         text = f"{password}{consumer.get('id', '')}"
         return {**kept, "password": hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()}

@@ -6,7 +6,6 @@ entity has stands in `registry.py`. Times are integer Unix seconds, timeouts int
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
@@ -24,7 +23,7 @@ from pydantic import (
 )
 
 from gateway_schema import defaults
-from gateway_schema.base import Protocol, Record, SecretText, Text, canonical_id, is_address
+from gateway_schema.base import Protocol, Record, SecretText, Text, canonical_id, is_address, is_network
 from gateway_schema.expressions import ExpressionError, check_expression
 from gateway_schema.paths import written_normally
 from gateway_schema.patterns import PatternError, compile_path
@@ -151,10 +150,8 @@ def _check_method(value: str) -> str:
 
 
 def _check_network(value: str) -> str:
-    try:
-        ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        raise ValueError(f"invalid ip or cidr range: '{value}'") from None
+    if not is_network(value):
+        raise ValueError(f"invalid ip or cidr range: '{value}'")
     return value
 
 

@@ -133,6 +133,28 @@ async def test_a_masked_password_is_refused_wherever_it_comes_in(client: Client)
     await client.call("POST", "consumers/c/basic-auth", body, 400)
 
 
+@pytest.mark.parametrize("options", [{}, {"skip_hash": True}])
+async def test_an_empty_password_is_refused_wherever_it_comes_in(client: Client, options: dict[str, Any]) -> None:
+    said = "password: length must be at least 1"
+    empty = {"username": "u", "password": "", **options}
+    in_file = {"_format_version": "3.0", "consumers": [{"username": "c", "basicauth_credentials": [empty]}]}
+    assert said in (await client.apply(in_file, 400))["message"]
+    await client.call("POST", "consumers", {"username": "c"}, 201)
+    assert said in (await client.call("POST", "consumers/c/basic-auth", empty, 400))["message"]
+    assert said in (await client.call("PUT", "consumers/c/basic-auth/u", empty, 400))["message"]
+    await client.call("POST", "consumers/c/basic-auth", {"username": "u", "password": "open sesame"}, 201)
+    assert said in (await client.call("PATCH", "consumers/c/basic-auth/u", {"password": "", **options}, 400))["message"]
+
+
+async def test_a_target_with_a_zone_is_refused_wherever_it_comes_in(client: Client) -> None:
+    said = "Invalid target; not a valid hostname or ip address"
+    target = {"target": "fe80::1%eth0"}
+    in_file = {"_format_version": "3.0", "upstreams": [{"name": "u", "targets": [target]}]}
+    assert said in (await client.apply(in_file, 400))["message"]
+    await client.call("POST", "upstreams", {"name": "u"}, 201)
+    assert said in (await client.call("POST", "upstreams/u/targets", target, 400))["message"]
+
+
 async def test_a_vault_is_shown_as_it_was_written(client: Client) -> None:
     """decK takes what is filled in, or left out, for a difference, and cannot say an empty record."""
     vaults = [

@@ -110,6 +110,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "healthchecks.active.healthy.successes: value should be between 0 and 255",
     ),
     ("targets", {"upstream": ID, "target": "a b"}, "target: Invalid target; not a valid hostname or ip address"),
+    ("targets", {"upstream": ID, "target": "fe80::1%eth0"}, "target: Invalid target; not a valid hostname or ip addr"),
+    ("targets", {"upstream": ID, "target": "[fe80::1%eth0]:80"}, "target: Invalid target; not a valid hostname or ip"),
+    ("services", {"host": "fe80::1%eth0"}, "host: invalid value: fe80::1%eth0"),
+    ("services", {"host": "[fe80::1%eth0]"}, "host: invalid value: [fe80::1%eth0]"),
+    *(
+        ("routes", {"protocols": ["tcp"], "sources": [{"ip": ip}]}, f"sources[0].ip: invalid ip or cidr range: '{ip}'")
+        for ip in ("fe80::1%eth0", "fe80::1%eth0/64", "10.0.0.0/255.0.0.0", "10.0.0.0/0.0.0.255", "10.0.0.0/", "::/129")
+    ),
     ("targets", {"upstream": ID, "target": "a:99999"}, "target: Invalid target; not a valid port"),
     ("targets", {"upstream": ID, "target": "a", "weight": 65_536}, "weight: value should be between 0 and 65535"),
     ("certificates", {"cert": "x", "key": "y"}, "cert: invalid certificate"),
@@ -187,6 +195,8 @@ def test_names_and_addresses_are_hosts(host: str) -> None:
         ("2001:DB8::9", "[2001:0db8:0000:0000:0000:0000:0000:0009]:8000"),
         ("[::1]:", "[::1]:"),
         ("[a.test]:80", "[a.test]:80"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("[fe80::1%eth0]:80", "[fe80::1%eth0]:80"),
     ],
 )
 def test_a_target_is_kept_as_deck_writes_it(written: str, kept: str) -> None:
@@ -211,6 +221,7 @@ def test_whole_numbers_of_seconds_are_shown_without_a_fraction() -> None:
         {"protocols": ["https"], "snis": ["a.b", "*.a", "a.*", "a.b."]},
         {"protocols": ["tls"], "snis": ["a"]},
         {"headers": {"x-a_1": ["b"]}},
+        {"protocols": ["tcp"], "sources": [{"ip": "10.0.0.1/8", "port": 1}, {"ip": "fe80::/10", "port": 2}]},
     ],
 )
 def test_what_a_route_may_match_by_is_kept_as_it_was_written(fields: dict[str, Any]) -> None:
