@@ -37,6 +37,7 @@ from control_plane.api import (
     plans,
     receipts,
     schemas,
+    segments,
     snapshots,
     tokens,
 )
@@ -192,7 +193,7 @@ class Edge:
 
         try:
             self._check_announced(scope)
-            await self._app(scope, self._counted(receive), watch)
+            await self._app(segments.split(scope), self._counted(receive), watch)
         except ClientDisconnect:
             return  # nobody is left to answer, and nothing of ours failed
         except Exception as error:

@@ -207,9 +207,9 @@ def _below(scope: Connection) -> Connection:
 
     It goes without the outer application's exception handlers, which Starlette's routes would use: they speak Konnect.
     """
-    path, rest = scope["path"], scope["path_params"]["rest"]
-    base = path[: len(path) - len(rest)]
-    own = {"root_path": base, "path": f"{base}/{rest.strip('/')}", "starlette.exception_handlers": ({}, {})}
+    _, face, control_plane, *rest = scope["path"].split("/", 3)
+    base = f"/{face}/{control_plane}"
+    own = {"root_path": base, "path": f"{base}/{''.join(rest).strip('/')}", "starlette.exception_handlers": ({}, {})}
     return {**scope, **own}
 
 

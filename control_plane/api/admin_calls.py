@@ -62,8 +62,6 @@ async def _let_in(request: Request, scope: str) -> Call:
 
 async def _find(plane: ControlPlane, key: str) -> str | None:
     """The id of a control plane by its id or name."""
-    if "\x00" in key:  # PostgreSQL's texts cannot hold it
-        return None
     entity_id = canonical_id(key)
     condition = ControlPlaneRow.id == entity_id if entity_id else ControlPlaneRow.name == key
     async with plane.database.reading() as session:

@@ -14,6 +14,7 @@ from sqlalchemy import select, tuple_
 from control_plane.api.admin_calls import Call
 from control_plane.api.entities import read_size
 from control_plane.api.exchange import answer
+from control_plane.api.segments import own_path
 from control_plane.errors import InvalidOffset
 from control_plane.models import ENTITY_TAGS
 
@@ -25,7 +26,7 @@ async def list_tags(call: Call) -> Response:
     size, after = read_size(query), _read_offset(query)
     wanted = select(*_ORDER).where(ENTITY_TAGS.c.control_plane_id == call.control_plane_id)
     if (tag := call.request.path_params.get("tag")) is not None:
-        wanted = wanted.where(ENTITY_TAGS.c.tag == tag.replace("\x00", ","))  # no tag holds either
+        wanted = wanted.where(ENTITY_TAGS.c.tag == tag)
     if after is not None:
         wanted = wanted.where(tuple_(*_ORDER) > tuple_(*after))
     async with call.plane.database.reading() as session:
@@ -34,7 +35,7 @@ async def list_tags(call: Call) -> Response:
     body: dict[str, Any] = {"data": data, "next": None}
     if len(found) > size:
         body["offset"] = _write_offset(found[size - 1])
-        body["next"] = f"{call.request.url.path}?{urlencode({'offset': body['offset'], 'size': size})}"
+        body["next"] = f"{own_path(call.request)}?{urlencode({'offset': body['offset'], 'size': size})}"
     return answer(body)
 
 

@@ -234,8 +234,6 @@ def _is(store: ConfigStore, key: str) -> tuple[Any, ...]:
 
 async def _held(session: AsyncSession, store: ConfigStore, key: str) -> Any:
     """Key and times of a secret; None when there is no such."""
-    if "\0" in key:
-        return None
     table = CONFIG_STORE_SECRETS.c
     query = select(table.key, table.created_at, table.updated_at).where(*_is(store, key))
     return (await session.execute(query)).first()

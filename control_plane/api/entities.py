@@ -23,6 +23,7 @@ from control_plane import content
 from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.openapi import CONFLICT, REFUSED, accepts_entity, queries, shows
+from control_plane.api.segments import own_path
 from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, InvalidOffset, InvalidOptions, InvalidSize, NotFound
@@ -64,7 +65,7 @@ class Collection:
         if more:
             body["offset"] = write_offset(rows[-1].id)
             query = {**request.query_params, "offset": body["offset"], "size": str(size)}
-            body["next"] = f"{request.url.path}?{urlencode(query)}"
+            body["next"] = f"{own_path(request)}?{urlencode(query)}"
         return answer(body)
 
     async def get(self, request: Request, plane: Plane, caller: Reader) -> Response:

@@ -16,6 +16,7 @@ from control_plane.api.entities import PAGING, PREFIX, read_offset, read_size, w
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.konnect import find
 from control_plane.api.openapi import accepts, queries, shows
+from control_plane.api.segments import own_path
 from control_plane.api.stems import StemRouter
 from control_plane.errors import BadRequest, NotFound
 from control_plane.models import ControlPlane
@@ -44,7 +45,7 @@ async def list_partial_links(request: Request, control_plane_id: str, key: str, 
     body: dict[str, Any] = {"count": len(users), "data": [_link(row) for row in found[:size]], "next": None}
     if len(found) > size:
         body["offset"] = write_offset(found[size - 1].id)
-        body["next"] = f"{request.url.path}?offset={body['offset']}&size={size}"
+        body["next"] = f"{own_path(request)}?offset={body['offset']}&size={size}"
     return answer(body)
 
 

@@ -26,6 +26,7 @@ from control_plane.api.entities import (
 )
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.openapi import queries, shows
+from control_plane.api.segments import own_path
 from control_plane.api.stems import StemRouter
 from control_plane.errors import NotFound, SchemaFault
 from control_plane.holdings import Row
@@ -108,7 +109,7 @@ class Members(Collection):
         body: dict[str, Any] = {"data": [row.entity() for row in found[:size]], "next": None}
         if len(found) > size:
             body["offset"] = write_offset(found[size - 1].id)
-            body["next"] = f"{request.url.path}?offset={body['offset']}&size={size}"
+            body["next"] = f"{own_path(request)}?offset={body['offset']}&size={size}"
         return answer(body)
 
     async def get(self, request: Request, plane: Plane, caller: Reader) -> Response:
