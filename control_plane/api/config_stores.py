@@ -24,7 +24,7 @@ from control_plane.api.paging import Page
 from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import BadRequest, Conflict, NotFound
-from control_plane.models import CONFIG_STORE_SECRETS, ConfigStore, ControlPlane
+from control_plane.models import CONFIG_STORE_SECRETS, ConfigStore
 from control_plane.sealed import seal
 from gateway_schema.base import canonical_id
 
@@ -215,9 +215,7 @@ async def delete_config_store_secret(
 
 async def _locked(session: AsyncSession, control_plane_id: str) -> str:
     """The control plane's id, its row locked: a rotation of the key and other writers wait. Raises NotFound."""
-    found = await find(session, control_plane_id)
-    await session.execute(select(ControlPlane.id).where(ControlPlane.id == found.id).with_for_update())
-    return found.id
+    return (await find(session, control_plane_id, lock=True)).id
 
 
 async def _find(session: AsyncSession, control_plane_id: str, store_id: str) -> ConfigStore:

@@ -175,7 +175,7 @@ async def get_control_plane(control_plane_id: str, plane: Plane, _: Reader) -> R
 async def update_control_plane(control_plane_id: str, body: Body, plane: Plane, caller: Admin) -> Response:
     given = parameters(UpdateControlPlane, body)
     async with plane.database.writing() as session:
-        found = await find(session, control_plane_id)
+        found = await find(session, control_plane_id, lock=True)
         if given.name is not None and given.name != found.name:
             await _check_name(session, given.name)
             found.name = given.name
@@ -198,7 +198,7 @@ async def update_control_plane(control_plane_id: str, body: Body, plane: Plane, 
 async def delete_control_plane(control_plane_id: str, plane: Plane, caller: Admin) -> Response:
     """With everything in it."""
     async with plane.database.writing() as session:
-        found = await find(session, control_plane_id)
+        found = await find(session, control_plane_id, lock=True)
         await audit.record(session, caller, "delete", *_subject(found), control_plane_id=found.id)
         await session.delete(found)
         await announce_gone(session, found.id)
@@ -265,7 +265,8 @@ async def list_regions() -> Response:
 
 
 async def find(session: AsyncSession, control_plane_id: str, *, lock: bool = False) -> ControlPlane:
-    """`lock`: and be the only one to write it until the transaction ends. Raises NotFound."""
+    """`lock`: and be the only one to write it until the transaction ends. Whoever writes a row that belongs to it asks
+    for that: a deletion beside it comes before or after, not between. Raises NotFound."""
     found = await session.get(ControlPlane, canonical_id(control_plane_id) or "", with_for_update=lock)
     if found is None:
         raise NotFound(NO_CONTROL_PLANE)

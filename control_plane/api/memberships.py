@@ -33,6 +33,8 @@ router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["contr
 MAX_CONFLICTS = 100
 _MAY_BE_IN_GROUPS = ("CLUSTER_TYPE_CONTROL_PLANE", "CLUSTER_TYPE_K8S_INGRESS_CONTROLLER")
 _LINKS: Any = ControlPlaneMember.__table__
+_AGAINST_DELETION: Any = {"read": True, "key_share": True}
+"""A lock that any number of transactions may have at a time."""
 
 
 class Member(BaseModel):
@@ -136,11 +138,9 @@ async def get_group_status(control_plane_id: str, plane: Plane, _: Reader) -> Re
 
 async def _group(session: AsyncSession, control_plane_id: str, *, lock: bool = False) -> ControlPlane:
     """Raises NotFound, and InvalidParameters for a control plane that is no group."""
-    found = await find(session, control_plane_id)
+    found = await find(session, control_plane_id, lock=lock)
     if found.cluster_type != GROUP:
         raise _invalid("control_plane_id", "invalid", "is not a group of control planes", "path")
-    if lock:
-        await session.execute(select(ControlPlane.id).where(ControlPlane.id == found.id).with_for_update())
     return found
 
 
@@ -162,7 +162,7 @@ async def _wanted(session: AsyncSession, caller: Principal, given: MembersBody) 
             raise _invalid(place, "is_uuid", "must be a UUID")
         if not caller.sees(member_id):
             raise beyond(str(caller.control_plane_id))
-        found = await session.get(ControlPlane, member_id)
+        found = await session.get(ControlPlane, member_id, with_for_update=_AGAINST_DELETION)
         if found is None:
             raise _invalid(place, "missing_reference", "there is no such control plane")
         if found.cluster_type not in _MAY_BE_IN_GROUPS:

@@ -80,7 +80,7 @@ async def create_certificate(control_plane_id: str, body: Body, plane: Plane, ca
     """Pin a certificate: nodes that present it are nodes of this control plane. Doing it twice changes nothing."""
     given = parameters(CertificateBody, body)
     async with plane.database.writing() as session:
-        control_plane = await find(session, control_plane_id)
+        control_plane = await find(session, control_plane_id, lock=True)
         row = await _pin(session, control_plane.id, given, None)
         await _tell(session, caller, "create", row)
         await announce_certificates(session)
@@ -106,7 +106,7 @@ async def put_certificate(
     """Replace a certificate; the one it replaces is revoked."""
     given = parameters(CertificateBody, body)
     async with plane.database.writing() as session:
-        control_plane = await find(session, control_plane_id)
+        control_plane = await find(session, control_plane_id, lock=True)
         row = await _find_certificate(session, control_plane.id, certificate_id)
         row = await _pin(session, control_plane.id, given, row)
         await _tell(session, caller, "update", row)
@@ -119,7 +119,7 @@ async def put_certificate(
 async def delete_certificate(control_plane_id: str, certificate_id: str, plane: Plane, caller: Writer) -> Response:
     """Revoke a certificate: connections that use it end now."""
     async with plane.database.writing() as session:
-        control_plane = await find(session, control_plane_id)
+        control_plane = await find(session, control_plane_id, lock=True)
         row = await _find_certificate(session, control_plane.id, certificate_id)
         await _revoke(session, row)
         await _tell(session, caller, "revoke", row)
@@ -259,7 +259,7 @@ async def get_node(control_plane_id: str, node_id: str, plane: Plane, _: Reader)
 async def delete_node(control_plane_id: str, node_id: str, plane: Plane, caller: Writer) -> Response:
     """Forget a node. One that is still connected is back with its next connection."""
     async with plane.database.writing() as session:
-        row, _ = await _find_node(session, (await find(session, control_plane_id)).id, node_id)
+        row, _ = await _find_node(session, (await find(session, control_plane_id, lock=True)).id, node_id)
         what = ("nodes", row.id, row.hostname)
         await audit.record(session, caller, "delete", *what, control_plane_id=row.control_plane_id)
         await session.delete(row)

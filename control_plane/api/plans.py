@@ -12,6 +12,7 @@ from control_plane import saved_plans
 from control_plane.api import own_answers
 from control_plane.api.apply import PlanRequest, plan_declared
 from control_plane.api.exchange import Body, Plane, Writer, answer, parameters, rfc3339
+from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.stems import StemRouter
 from control_plane.applying import publish, undertaking
@@ -42,6 +43,7 @@ async def save_plan(control_plane_id: str, body: Body, plane: Plane, caller: Wri
         plan, tags = await plan_declared(work, request)
         now = State(work.holdings, work.owners)
     async with plane.database.writing() as session:
+        await find(session, control_plane_id, lock=True)
         saved = await saved_plans.save(
             session, plane.cipher, now, plan, action=request.mode, tags=frozenset(tags), author=caller.name
         )

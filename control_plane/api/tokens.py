@@ -145,7 +145,7 @@ async def _limit(session: AsyncSession, given: CreateToken, caller: Principal) -
         return None
     if not caller.sees(limit):
         raise beyond(str(caller.control_plane_id))
-    return (await find(session, limit)).id
+    return (await find(session, limit, lock=True)).id
 
 
 def _expiry(text: str | None) -> int | None:
