@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,7 +20,7 @@ from control_plane.holdings import HoldingsCache
 from control_plane.pins import Pins
 from control_plane.receipts import Receipts
 from control_plane.replicas import Replicas, share_authority
-from control_plane.secrets import Cipher, open_cipher, read_keys, watch_keys
+from control_plane.secrets import Cipher, open_cipher, read_check, read_keys, watch_keys
 from control_plane.settings import Settings
 from control_plane.snapshot import Snapshot, build
 from control_plane.throttle import Throttle
@@ -98,7 +99,8 @@ class ControlPlane:
         try:
             await self.database.migrate()
             async with self.database.starting() as session:
-                self.cipher = await open_cipher(session, keys, watch_keys(self.settings))
+                check = partial(read_check, self.settings.database_url)
+                self.cipher = await open_cipher(session, keys, watch_keys(self.settings), check)
                 await ensure_admin(session, self.settings)
                 if not self.database.is_sqlite:
                     await share_authority(session, self.cipher, self.settings.state_dir)

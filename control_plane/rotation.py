@@ -178,7 +178,7 @@ async def _write(session: AsyncSession, table: Table, column: str, changed: Sequ
 
 def add_key(path: Path) -> list[str]:
     """Put a new key in front of a key file's."""
-    keys = [Fernet.generate_key().decode(), *parse_keys(path.read_text())]
+    keys = [Fernet.generate_key().decode(), *parse_keys(path.read_text(), str(path))]
     write_keys(path, keys)
     return keys
 

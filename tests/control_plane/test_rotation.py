@@ -152,6 +152,39 @@ async def test_a_control_plane_that_runs_takes_up_the_new_key(tmp_path: Path, da
         assert "sk-late" in str(await client.dump())
 
 
+async def test_a_rotation_that_began_and_finished_unseen_is_taken_up_too(tmp_path: Path, database_url: str) -> None:
+    where = settings(tmp_path, database_url)
+    async with running_client(tmp_path, database_url) as client:
+        await client.apply(DOCUMENT)
+        await rotate_key(where, say=lambda _: None)
+        await rotate_key(where, finish=True, say=lambda _: None)
+        await client.call("POST", "consumers/c1/key-auth", {"key": "sk-late"}, 201)
+    tokens = await stored(database_url)
+    assert opened_by(*read_keys(where), tokens) == len(tokens)
+
+
+@pytest.mark.parametrize(
+    "wrong", [Fernet.generate_key(), b"", b"hunter2", b"\xff\xfe"], ids=["other", "", "text", "bytes"]
+)
+async def test_keys_that_cannot_read_the_database_are_told_once_and_not_used(
+    tmp_path: Path, database_url: str, wrong: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "encryption.key"
+    async with running_client(tmp_path, database_url) as client:
+        await client.apply(DOCUMENT)
+        kept = path.read_bytes()
+        path.write_bytes(wrong)
+        for number in range(2):
+            await client.call("POST", "consumers/c1/key-auth", {"key": f"sk-late-{number}"}, 201)
+        path.write_bytes(kept)
+        client.plane.holdings.forget(client.id)
+        assert "sk-late-1" in str(await client.dump())
+    tokens = await stored(database_url)
+    assert opened_by(kept.decode(), tokens) == len(tokens)
+    (line,) = [line for line in caplog.messages if "the changed encryption keys are not used" in line]
+    assert "hunter2" not in line
+
+
 async def test_keys_from_the_environment_rotate_with_both_in_it(tmp_path: Path, database_url: str) -> None:
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     async with running(tmp_path, database_url, old):
@@ -186,7 +219,7 @@ def test_watched_keys_are_given_once_after_each_change(tmp_path: Path) -> None:
 def test_the_key_file_stays_the_owners_alone(tmp_path: Path) -> None:
     (old,) = read_keys(settings(tmp_path, "sqlite://"))
     new, kept = add_key(tmp_path / "encryption.key")
-    assert parse_keys((tmp_path / "encryption.key").read_text()) == [new, kept] == [new, old]
+    assert parse_keys((tmp_path / "encryption.key").read_text(), "file") == [new, kept] == [new, old]
     assert (tmp_path / "encryption.key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["encryption.key"]
 

@@ -37,6 +37,20 @@ def test_a_key_that_is_none_is_refused_without_being_shown(tmp_path: Path) -> No
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [b"", b" \n", b",", b"\xff"])
+def test_a_file_without_a_key_is_named_with_what_to_do(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "state" / "encryption.key"
+    path.parent.mkdir()
+    path.write_bytes(text)
+    with pytest.raises(StartError, match=f"{path}: (holds no key: let it hold|expected Fernet keys)"):
+        read_keys(settings(tmp_path))
+
+
+def test_a_variable_without_a_key_is_named() -> None:
+    with pytest.raises(StartError, match="TANDEM_ENCRYPTION_KEY: holds no key"):
+        read_keys(Settings(Path("state"), "sqlite://", encryption_key=","))
+
+
 def test_keys_rotate() -> None:
     old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
     stored = Cipher([old], b"d").encrypt("secret")
