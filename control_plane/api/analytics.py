@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.analytics import EMPTY, OTHER, Answer, Filter, InvalidFilter
+from control_plane.analytics import EMPTY, OTHER, Answer, Filter, InvalidFilter, condition_of
 from control_plane.analytics import Query as MetricsQuery
 from control_plane.analytics import answer as run
 from control_plane.api import own_answers
@@ -27,7 +27,7 @@ from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.errors import ControlPlaneError, InvalidParameters
 from control_plane.ingest import live_names
-from control_plane.metrics import API, DATASOURCES, Datasource
+from control_plane.metrics import API, DATASOURCES, Datasource, Dimension
 from control_plane.models import ANALYTICS_EPOCHS, ENTITY_NAMES, ENTITY_TABLES, ControlPlane
 from control_plane.request_log import FIELDS, LogQuery, iso, operators_of, read_cursor, read_log
 from control_plane.rollups import chunks
@@ -314,7 +314,10 @@ async def _known_names(
 
 
 async def _dropped(session: AsyncSession, query: MetricsQuery) -> int:
-    """Events that nodes heard of since the start could neither send nor fold."""
+    """Events that nodes heard of since the start could neither send nor fold. Of what they were about nobody knows more
+    than whose node it was."""
     table = ANALYTICS_EPOCHS
     total = select(func.sum(table.c.dropped_events)).where(table.c.updated_us >= query.frame.start * 1_000_000)
-    return int((await session.execute(total)).scalar_one() or 0)
+    owner = Dimension((table.c.control_plane_id,), "control_planes", "uuid")
+    ours = [condition_of(owner, one) for one in query.filters if one.field == "control_plane"]
+    return int((await session.execute(total.where(*ours))).scalar_one() or 0)

@@ -37,9 +37,11 @@ class Api:
         )
         self._sequence = 0
 
-    async def store(self, events: list[Any], deltas: Sequence[Any] = (), control_plane: str = CONTROL_PLANE) -> None:
+    async def store(
+        self, events: list[Any], deltas: Sequence[Any] = (), control_plane: str = CONTROL_PLANE, dropped: int = 0
+    ) -> None:
         self._sequence += 1
-        batch = analytics_pb2.Batch(sequence=self._sequence, events=events, deltas=deltas)
+        batch = analytics_pb2.Batch(sequence=self._sequence, events=events, deltas=deltas, dropped_events=dropped)
         await self.ingest.apply(Reporter(control_plane, "33333333-3333-4333-8333-333333333333", "e"), batch)
 
     async def metrics(self, **query: Any) -> dict[str, Any]:
@@ -407,3 +409,18 @@ async def test_what_is_wrong_with_a_log_query_is_named(api: Api) -> None:
         answer = await api.http.post("/v2/api-requests", json=query)
         assert answer.status_code == 400, (query, answer.text)
         assert answer.json()["invalid_parameters"][0]["field"] == field
+
+
+async def test_losses_are_those_of_the_control_planes_that_are_asked_about(api: Api) -> None:
+    created = await api.http.post("/v2/control-planes", json={"name": "mine"})
+    mine, other = created.json()["id"], CONTROL_PLANE
+    await api.store([], control_plane=mine, dropped=3)
+    await api.store([], control_plane=other, dropped=4)
+    assert (await api.metrics())["meta"]["loss"] == {"dropped": 7}
+    asked = [{"field": "control_plane", "operator": "in", "value": [other]}]
+    assert (await api.metrics(filters=asked))["meta"]["loss"] == {"dropped": 4}
+    limited = {"name": "limited", "scopes": ["read"], "control_plane_id": mine}
+    token = (await api.http.post("/v2/tokens", json=limited)).json()["token"]
+    api.http.headers["authorization"] = f"Bearer {token}"
+    assert (await api.metrics())["meta"]["loss"] == {"dropped": 3}
+    assert (await api.metrics(filters=asked))["meta"]["loss"] == {"dropped": 0}
