@@ -2,7 +2,7 @@
 
 Built from the parser's events with an own stack: depth and the growth that aliases cause are bounded before they cost
 anything, duplicate keys are found, and nothing but maps, lists, texts, numbers, booleans and nulls can come out.
-Plain scalars mean what they mean to decK (YAML 1.1 booleans, no dates, no sexagesimal numbers).
+Plain scalars mean what they mean to decK (YAML 1.1 booleans, Go's numbers, no dates, no sexagesimal numbers).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _MERGE = object()
 _STR, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 _CORE_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float", "map", "seq"))
 
-_INT = re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0o?[0-7_]+|[0-9][0-9_]*)")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_TRUE = frozenset({"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
-_FALSE = frozenset({"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"})
+_INT = re.compile(r"([-+]?)(?:0[bB]([01]+)|0[oO]?([0-7]+)|0[xX]([0-9a-fA-F]+)|(0|[1-9][0-9]{0,19}))|0b([-+][01]+)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_TRUE = frozenset({"y", "Y", "true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"})
+_FALSE = frozenset({"n", "N", "false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"})
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
@@ -242,24 +243,29 @@ def resolve(text: str) -> str | bool | int | float | None:
         return None
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
-    if _INT.fullmatch(text):
-        return _integer(text.replace("_", ""))
-    if _FLOAT.fullmatch(text):
+    if text[0] not in "+-.0123456789":
+        return text
+    if _NOT_FINITE.fullmatch(text):
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return text
+    number = _number(text if text.startswith(".") else text.replace("_", ""))
+    return text if number is None else number
 
 
-def _integer(text: str) -> int | float | str:
-    sign = -1 if text.startswith("-") else 1
-    digits = text.lstrip("+-")
-    for prefix, base in (("0b", 2), ("0x", 16), ("0o", 8)):
-        if digits.startswith(prefix):
-            return sign * int(digits[2:], base) if len(digits) > 2 else text
-    if len(digits) > 20:
-        return sign * float(digits)
-    if digits.startswith("0") and re.fullmatch(r"0[0-7]+", digits):
-        return sign * int(digits, 8)
-    return sign * int(digits)
+def _number(text: str) -> int | float | None:
+    """As Go reads it: an integer that 64 bits hold, by its prefix; else a decimal number that a double holds."""
+    if found := _INT.fullmatch(text):
+        sign, *digits, signed = found.groups()
+        value = int(signed, 2) if signed else 0
+        for base, part in zip((2, 8, 16, 10), digits, strict=True):
+            if part is not None:
+                value = int(f"{sign}{part}", base)
+        if -(2**63) <= value < 2**64:
+            return value
+    if not _FLOAT.fullmatch(text):
+        return None
+    # A leading zero may stand before a decimal number, too: 08 is 8.
+    number = float(text)
+    return (int(number) if re.fullmatch(r"[-+]?[0-9]{1,15}", text) else number) if math.isfinite(number) else None
 
 
 def _merged(value: Any, mark: Mark) -> Iterator[tuple[dict[str, Any], Mark]]:
@@ -322,12 +328,9 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
         pass
     elif "\n" in text and text.replace("\n", "").isprintable():
         style = "|"
-    elif text.isprintable() and isinstance(resolve(text), str) and text not in _SOMETIMES_BOOLEAN:
+    elif text.isprintable() and isinstance(resolve(text), str):
         style = None
     return dumper.represent_scalar(_STR, text, style=style)
 
-
-_SOMETIMES_BOOLEAN = frozenset("yYnN")
-"""decK's YAML reader takes these for booleans; ours does not."""
 
 _Dumper.add_representer(str, _represent_text)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from typing import Any
 
 import pytest
@@ -23,46 +24,91 @@ def refused(text: str) -> DocumentFault:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", None),
-        ("~", None),
-        ("true", True),
-        ("Off", False),
-        ("y", "y"),
-        ("42", 42),
-        ("-7", -7),
-        ("0x1F", 31),
-        ("0b101", 5),
-        ("0o17", 15),
-        ("017", 15),
-        ("08", 8),
-        ("1_000", 1000),
-        ("1.5", 1.5),
-        ("1e+06", 1e6),
-        (".5", 0.5),
-        ("1:30", "1:30"),
-        ("2026-01-31", "2026-01-31"),
-        ("3.0.1", "3.0.1"),
-        ("0x", "0x"),
-        ("hello", "hello"),
-    ],
-)
+DECKS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"), True),
+    **dict.fromkeys(("n", "N", "no", "No", "NO", "off", "Off", "OFF", "false", "False", "FALSE"), False),
+    **{text: text for text in ("hello", "yEs", "tRue", "nULL", "1:30", "12:30:45", "2026-01-31", "3.0.1", "1,000")},
+    **{
+        text: text
+        for text in ("2026-01-31T12:00:00Z", "=", "_1", ".", ".e1", "1e", ".5_", "._5", "0b2", "0o8", "\u0663")
+    },
+    **{text: text for text in ("0x", "0o", "0b", "0x-1F", "0x1p-2", "0x1.8p1", "0X1P3", "0x.8p1", "+.nan", "-.nan")},
+    **{
+        text: text
+        for text in ("inf", "Inf", "-inf", "Infinity", "nan", "NaN", "1e400", "-1e400", "0x1FFFFFFFFFFFFFFFF")
+    },
+    **dict.fromkeys(("0x1F", "0X1F", "+0x1F", "0x_1F", "0x1_F", "0_x1F", "31", "+31", "3_1", "037", "0o37"), 31),
+    **dict.fromkeys(("-0b11", "-3", "-_3", "-0o3", "-03", "-3_"), -3),
+    **dict.fromkeys(("0b11", "0B11", "+0b11", "0b1_1", "0b+11", "0_3"), 3),
+    **dict.fromkeys(("0O17", "0o17", "017", "0_17", "0o1_7", "0_o17", "15"), 15),
+    "0b-1": -1,
+    "08": 8,
+    "09": 9,
+    "0_8": 8,
+    "0": 0,
+    "00": 0,
+    "+0": 0,
+    "1_000": 1000,
+    "1__000": 1000,
+    **dict.fromkeys(("1_0e1", "1e2", "1E2", "1e+2", "01e2", "1e_2", "1e2_", "1_e2", "10_0.", "100.0"), 100.0),
+    "1e1_0": 1e10,
+    "1_000.5": 1000.5,
+    "1_000._5": 1000.5,
+    "08.5": 8.5,
+    ".5": 0.5,
+    "+.5": 0.5,
+    "-.5e3": -500.0,
+    "1e-400": 0.0,
+    "9223372036854775807": 2**63 - 1,
+    "0xFFFFFFFFFFFFFFFF": 2**64 - 1,
+    "9" * 23: 1e23,
+}
+"""What decK's own reader makes of plain scalars; numbers are doubles in the end."""
+
+
+@pytest.mark.parametrize(("text", "expected"), DECKS.items())
 def test_plain_scalars_mean_what_they_mean_to_deck(text: str, expected: Any) -> None:
     value = resolve(text)
     assert value == expected
     assert type(value) is type(expected)
 
 
+@pytest.mark.parametrize("text", [text for text, meaning in DECKS.items() if not isinstance(meaning, str)])
+def test_a_text_that_deck_would_take_for_something_else_is_quoted(text: str) -> None:
+    assert write_yaml({"a": text}) == f'a: "{text}"\n'
+
+
+_number_like = st.text(alphabet="0123456789_+-.eExXoObBaAfFpPinN", min_size=1, max_size=12)
+
+
+@given(st.one_of(_number_like, st.sampled_from(list(DECKS)), st.text(max_size=12)))
+def test_a_text_stays_a_text_when_it_is_dumped_and_read(text: str) -> None:
+    dumped = write_yaml({"a": text})
+    assert read(dumped) == {"a": text}
+    if text and dumped == f"a: {text}\n":  # Plain: then it must be what Go, too, cannot read as a number.
+        assert not _might_be_a_number(text)
+
+
+def _might_be_a_number(text: str) -> bool:
+    """By Python's own syntax of numbers, which is wider than Go's."""
+    if not text.isascii() or text[0] not in "+-.0123456789" or "n" in text.lower() or ("_" in text and text[0] == "."):
+        return False
+    plain = text if text.startswith(".") else text.replace("_", "")
+    for number in (float, lambda digits: float(int(digits, 0))):
+        with contextlib.suppress(ValueError, OverflowError):
+            return math.isfinite(number(plain))
+    return False
+
+
 def test_quotes_make_texts() -> None:
-    assert read("""{a: "1", b: 'true', c: !!str 5, d: ! 6, "1": x, 2: y, true: z}""") == {
+    assert read("""{a: "1", b: 'true', c: !!str 5, d: ! 6, "1": x, 2: w, true: z}""") == {
         "a": "1",
         "b": "true",
         "c": "5",
         "d": "6",
         "1": "x",
-        "2": "y",
+        "2": "w",
         "true": "z",
     }
 
@@ -90,8 +136,8 @@ def test_a_key_twice_names_both_lines() -> None:
 
 
 def test_merge_keys_fill_in_what_is_missing() -> None:
-    text = "base: &b {x: 1, y: 2}\nmore: &m {y: 3, z: 4}\nuse:\n  <<: [*b, *m]\n  x: 0\n"
-    assert read(text)["use"] == {"x": 0, "y": 2, "z": 4}
+    text = "base: &b {a: 1, b: 2}\nmore: &m {b: 3, c: 4}\nuse:\n  <<: [*b, *m]\n  a: 0\n"
+    assert read(text)["use"] == {"a": 0, "b": 2, "c": 4}
 
 
 def test_aliases_repeat_values() -> None:
@@ -132,7 +178,6 @@ def test_an_alias_inside_what_it_repeats_is_refused() -> None:
         ("{null: 2}", 0, "a key is missing"),
         ("a: .inf", 0, "not a number that JSON has"),
         ("a: -.INF", 0, "not a number that JSON has"),
-        ("a: 1" + "0" * 5000 + ".0e9", 0, "not a number that JSON has"),
         ("a: 1\n<<: 5", 1, "<< takes a map"),
         ("[" * 200, 0, "nested more than 100"),
     ],
@@ -146,7 +191,8 @@ def test_what_is_wrong_is_told_with_its_line(text: str, line: int, message: str)
 
 def test_a_number_of_many_digits_is_no_way_to_stop_us() -> None:
     assert read("a: " + "9" * 300) == {"a": float("9" * 300)}
-    refused("a: " + "9" * 100_000)
+    for text in ("9" * 100_000, "1" + "0" * 5000 + ".0e9"):
+        assert read(f"a: {text}") == {"a": text}
 
 
 def read_or_refuse(text: str) -> None:

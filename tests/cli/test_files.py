@@ -79,9 +79,9 @@ def test_several_inputs_are_merged_and_keep_their_places(file: File, tmp_path: P
 
 def test_merging_changes_no_part_that_an_alias_shares(file: File) -> None:
     one = file("_plugin_configs: &p {a: {x: 1}}\nother: *p\n", "1.yaml")
-    two = file("_plugin_configs: {b: {y: 2}}\n", "2.yaml")
+    two = file("_plugin_configs: {b: {z: 2}}\n", "2.yaml")
     document = read_files([str(one), str(two)], {}).document
-    assert document["_plugin_configs"] == {"a": {"x": 1}, "b": {"y": 2}}
+    assert document["_plugin_configs"] == {"a": {"x": 1}, "b": {"z": 2}}
     assert document["other"] == {"a": {"x": 1}}
 
 
