@@ -59,6 +59,9 @@ def reserve(host: str, port: int, *, listening: bool) -> tuple[socket.socket | N
     with suppress(OSError):
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, port))
+        # Connections inherit it, and only then are they nobody to `is_free` when they linger after us. Not before the
+        # bind: the system could choose a port that somebody else has bound the same way.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if listening:
             holder.listen(BACKLOG)
         return holder, int(holder.getsockname()[1])
