@@ -54,6 +54,8 @@ class Origin:
 
     fingerprint: str
     address: str
+    control_plane_id: str
+    """With which the certificate was registered when the connection was made: its streams are of that one's nodes."""
 
 
 class Gate:
@@ -139,8 +141,10 @@ class Gate:
     def _cut_revoked(self) -> None:
         for name, origin in list(self._origins.items()):
             pin = self._pins.of(origin.fingerprint)
-            if pin is None or pin.revoked:
-                _log.warning("node connection from %s ends: its client certificate was revoked", origin.address)
+            if pin is None or pin.revoked or pin.control_plane_id != origin.control_plane_id:
+                gone = pin is None or pin.revoked
+                what = "was revoked" if gone else "was registered with another control plane"
+                _log.warning("node connection from %s ends: its client certificate %s", origin.address, what)
                 self._writers[name].transport.abort()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -157,7 +161,9 @@ class Gate:
         try:
             fingerprint = await self._handshake(writer, address)
             if fingerprint is not None:
-                await self._pass_on(reader, writer, Origin(fingerprint, address))
+                pin = self._pins.of(fingerprint)
+                origin = Origin(fingerprint, address, pin.control_plane_id if pin is not None else "")
+                await self._pass_on(reader, writer, origin)
         except OSError as error:
             _log.info("node connection from %s broke: %s", address, error)
         finally:
@@ -211,8 +217,11 @@ class Credentials:
         """The peer's pin and, when it may not be served, a code and a sentence."""
         origin = self._gate.origin(peer)
         pin = self._pins.of(origin.fingerprint) if origin is not None else None
-        if pin is None:
+        if origin is None or pin is None:
             return None, ("unknown_certificate", "unknown client certificate: it is registered with no control plane")
+        if pin.control_plane_id != origin.control_plane_id:
+            moved = "the client certificate was registered with another control plane: the node must connect again"
+            return pin, ("revoked_certificate", moved)
         return pin, pin.refusal(datetime.now(UTC))
 
     def address(self, peer: str) -> str:

@@ -17,6 +17,7 @@ import grpc
 
 from control_plane.gate import Credentials
 from control_plane.ingest import Ingest, InvalidBatch, Reporter
+from control_plane.pins import Pin
 from control_plane.texts import clean
 from gateway_schema.wire import analytics_pb2, analytics_pb2_grpc
 
@@ -34,10 +35,7 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
         self._credentials = credentials
 
     async def Report(self, request_iterator: AsyncIterator[analytics_pb2.ReportMessage], context: Any) -> None:
-        pin, refusal = self._credentials.judge(context.peer())
-        if pin is None or refusal is not None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal[1] if refusal else "")
-            return
+        pin = await self._admitted(context)
         messages = aiter(request_iterator)
         reporter = await self._hello(messages, pin.control_plane_id)
         if reporter is None:
@@ -51,7 +49,16 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
                 await self._ingest.ended(reporter)
                 return
             if kind == "batch":
+                await self._admitted(context)  # a stream may outlive its certificate
                 await context.write(await self._answer(reporter, received.batch, context))
+
+    async def _admitted(self, context: Any) -> Pin:
+        """The peer's pin; a peer that may not be served has its stream ended."""
+        pin, refusal = self._credentials.judge(context.peer())
+        if pin is None or refusal is not None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal[1] if refusal else "")
+        assert pin is not None
+        return pin
 
     async def _hello(
         self, messages: AsyncIterator[analytics_pb2.ReportMessage], control_plane_id: str

@@ -34,7 +34,7 @@ class KeyPair:
     key: bytes
 
 
-def key_pair(valid_days: int = 30) -> KeyPair:
+def key_pair(valid_days: float = 30) -> KeyPair:
     """A self-signed client certificate; with negative days one that has expired."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "data-plane")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import uuid
@@ -11,10 +12,10 @@ from typing import Any
 import grpc
 import orjson
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from control_plane.discovery import version_problem
-from control_plane.models import ANALYTICS_EPOCHS
+from control_plane.models import ANALYTICS_EPOCHS, DataPlaneCertificate
 from gateway_schema.document import hash_of
 from gateway_schema.wire import analytics_pb2, config_pb2
 from tests.control_plane.administration import Admin
@@ -264,6 +265,41 @@ async def test_a_certificate_belongs_to_one_control_plane(admin: Admin) -> None:
     assert (await admin.http.post(path, json={"cert": mine.cert})).status_code == 201
     async with channel(admin.plane, mine) as opened:
         assert (await ScriptedNode(opened).hello()).welcome.control_plane_name == "second"
+
+
+async def test_a_certificate_that_moved_to_another_control_plane_takes_its_node_along(
+    admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another replica may delete and register it before this one has read either."""
+    other = (await admin.http.post("/v2/control-planes", json={"name": "other"})).json()["id"]
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        reporter = ScriptedReporter(opened, node.id)
+        await reporter.hello()
+        async with admin.plane.database.writing() as session:
+            await session.execute(update(DataPlaneCertificate).values(control_plane_id=other))
+        with caplog.at_level(logging.WARNING):
+            await admin.plane.pins.refresh()
+            await asyncio.gather(node.ended(), reporter.code())
+        assert "its client certificate was registered with another control plane" in caplog.text
+    async with channel(admin.plane, admin.pair) as opened:
+        again = ScriptedNode(opened, node.id)
+        assert (await again.hello()).welcome.control_plane_name == "other"
+
+
+async def test_a_certificate_that_expires_ends_the_reports_of_its_node(admin: Admin) -> None:
+    brief = key_pair(valid_days=4 / 86_400)
+    await admin.register(brief)
+    async with channel(admin.plane, brief) as opened:
+        reporter = ScriptedReporter(opened, str(uuid.uuid4()))
+        await reporter.hello()
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            async with asyncio.timeout(PATIENCE):
+                for sequence in itertools.count(1):
+                    await reporter.report(analytics_pb2.Batch(sequence=sequence))
+        assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "expired" in str(ended.value.details())
 
 
 async def test_certificates_are_kept_by_the_api(admin: Admin) -> None:
