@@ -149,12 +149,13 @@ class Receipts:
         if values is None:
             return
         workers, error = values.get("workers") or (), values.get("last_error")
+        newest = next((making.hash for making in reversed(track.makings.values())), "")
         for version, making in reversed(track.makings.items()):
             known = making.answers.get(who.node_id)
             refused = isinstance(error, Mapping) and error.get("version") == version
             if known is not None and (refused or not known.refused):
                 break  # older ones were answered before, or overtaken
-            if refused or runs_on_all(workers, version, making.hash):
+            if refused or runs_on_all(workers, version, (making.hash, newest)):
                 making.answers[who.node_id] = track.answer(making, who.node_id, moment, refused)
                 if values.get("config_version") == version and not refused and track.had(who.node_id, making):
                     track.propagation.add(_passed(making, moment))
@@ -199,23 +200,27 @@ class Receipts:
         return {control_plane_id: track.propagation for control_plane_id, track in self._tracks.items()}
 
     def view(
-        self, control_plane_id: str, version: int, hash_: str, nodes: Sequence[tuple[Node, bool]]
+        self, control_plane_id: str, version: int, hashes: tuple[str, ...], nodes: Sequence[tuple[Node, bool]]
     ) -> dict[str, Any]:
-        """The receipts of a version. `nodes` are rows, each with whether it is connected."""
+        """The receipts of a version. `nodes` are rows, each with whether it is connected.
+
+        `hashes`: the version's own, and the current one's, if that is as new: it may have the content of an older one,
+        and whoever runs that has nothing to take any more.
+        """
         track = self._track(control_plane_id)
         making = track.makings.get(version)
         items = []
         for node, connected in nodes:
-            state = _state(node, connected, version, hash_, making)
+            state = _state(node, connected, version, hashes, making)
             answer = None
             if making is not None and state in {"applied", "refused"}:
                 answer = track.answer_of(making, node.id, refused=state == "refused")
-            items.append({**_receipt(node, state, version, hash_, answer), "connected": connected})
+            items.append({**_receipt(node, state, version, hashes, answer), "connected": connected})
         states = [item["state"] for item in items if item["connected"]]
         summary = {name: states.count(name) for name in ("applied", "refused", "silent", "behind")}
         return {
             "version": version,
-            "hash": hash_,
+            "hash": hashes[0],
             "made_at_ms": making.at_ms if making and not making.cold else None,
             "complete": summary["silent"] + summary["behind"] == 0,
             "summary": {"connected": len(states), **summary},
@@ -223,16 +228,18 @@ class Receipts:
         }
 
 
-def runs_on_all(workers: Sequence[Mapping[str, Any]], version: int, hash_: str) -> bool:
+def runs_on_all(workers: Sequence[Mapping[str, Any]], version: int, hashes: tuple[str, ...]) -> bool:
     """Whether every worker, and there is one, runs the version: one with equal content, or a later one."""
-    return bool(workers) and all(_runs(worker, version, hash_) for worker in workers)
+    return bool(workers) and all(_runs(worker, version, hashes) for worker in workers)
 
 
-def _runs(worker: Mapping[str, Any], version: int, hash_: str) -> bool:
-    return worker.get("hash") == hash_ or int(worker.get("version") or 0) > version
+def _runs(worker: Mapping[str, Any], version: int, hashes: tuple[str, ...]) -> bool:
+    return worker.get("hash") in hashes or int(worker.get("version") or 0) > version
 
 
-def _receipt(node: Node, state: ReceiptState, version: int, hash_: str, answer: _Answer | None) -> dict[str, Any]:
+def _receipt(
+    node: Node, state: ReceiptState, version: int, hashes: tuple[str, ...], answer: _Answer | None
+) -> dict[str, Any]:
     took = answer.milliseconds if answer is not None else None
     return {
         "node_id": node.id,
@@ -246,15 +253,17 @@ def _receipt(node: Node, state: ReceiptState, version: int, hash_: str, answer: 
         "workers": [
             {
                 **worker,
-                "state": "applied" if _runs(worker, version, hash_) else state if state != "applied" else "behind",
+                "state": "applied" if _runs(worker, version, hashes) else state if state != "applied" else "behind",
             }
             for worker in node.workers
         ],
     }
 
 
-def _state(node: Node, connected: bool, version: int, hash_: str, making: _Making | None) -> ReceiptState:
-    if runs_on_all(node.workers, version, hash_):
+def _state(
+    node: Node, connected: bool, version: int, hashes: tuple[str, ...], making: _Making | None
+) -> ReceiptState:
+    if runs_on_all(node.workers, version, hashes):
         return "applied"
     error = node.last_error
     if node.sync_state == "rejected" and error is not None:

@@ -165,6 +165,8 @@ async def _hash_of(plane: Plane, control_plane_id: str, version: int) -> str:
 async def _read(plane: Plane, control_plane_id: str, version: int, hash_: str) -> dict[str, Any]:
     async with plane.database.single() as connection:
         rows = (await connection.execute(_NODES, {"control_plane_id": control_plane_id})).all()
+    snapshot = (await plane.snapshots.get(control_plane_id)).snapshot
+    current = (snapshot.hash,) if (plane.snapshots.covered(control_plane_id) or 0) >= version else ()
     # They have a node's columns as attributes, and are quicker to make.
     nodes = [(cast("Node", row), not is_offline(cast("Node", row), row.read_at)) for row in rows]
-    return plane.receipts.view(control_plane_id, version, hash_, nodes)
+    return plane.receipts.view(control_plane_id, version, (hash_, *current), nodes)

@@ -29,6 +29,12 @@ def services(*names: str) -> dict[str, Any]:
     return {**EMPTY, "services": [{"name": name, "host": f"{name}.test"} for name in names]}
 
 
+def to(host: str) -> dict[str, Any]:
+    """One service, whatever its host the same one."""
+    service = {"id": "3b0c7a4e-9d52-4d0e-8c57-0f8a2f3f6a11", "name": "s", "host": f"{host}.test"}
+    return {**EMPTY, "services": [service]}
+
+
 @asynccontextmanager
 async def nodes(client: Client, count: int) -> AsyncIterator[list[ScriptedNode]]:
     """Connected nodes that run the current configuration."""
@@ -146,6 +152,33 @@ async def test_a_refusal_of_an_earlier_version_is_none_of_this_one(client: Clien
         assert states(await ask(client, first)) == ["applied"]  # it runs a later one: overtaken, not lost
 
 
+async def test_a_version_that_was_taken_back_is_applied_by_who_runs_what_came_after(client: Client) -> None:
+    async with nodes(client, 1) as (node,):
+        kept = (await client.apply(to("a")))["version"]
+        received = await node.snapshot()
+        passed = (await client.apply(to("b")))["version"]
+        assert (await ask(client, passed))["complete"] is False
+        last = (await client.apply(to("a")))["version"]
+        waiting = asyncio.create_task(ask(client, passed, 15))
+        await node.ack(received)  # what it runs from now on is the content of the last one, under an older number
+        answer = await waiting
+        assert (answer["complete"], states(answer)) == (True, ["applied"])
+        for version in (kept, last):
+            assert states(await ask(client, version, 15)) == ["applied"]
+
+
+async def test_a_version_that_was_taken_back_before_anyone_saw_it_is_applied(client: Client) -> None:
+    async with nodes(client, 1) as (node,):
+        await client.apply(to("a"))
+        await node.ack(await node.snapshot())
+        client.plane.snapshots.touch = lambda *_: None  # type: ignore[method-assign]
+        passed = (await client.apply(to("b")))["version"]
+        await client.apply(to("a"))
+        await client.plane.snapshots.refresh(client.id)
+        answer = await ask(client, passed, 15)
+    assert (answer["complete"], states(answer)) == (True, ["applied"])
+
+
 async def test_who_does_not_answer_is_behind_and_later_silent(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     async with nodes(client, 1) as (node,):
         version = (await client.apply(services("a")))["version"]
@@ -250,8 +283,8 @@ def test_the_histogram_counts_what_it_was_given() -> None:
 
 
 def test_a_node_without_workers_runs_nothing() -> None:
-    assert not runs_on_all([], 1, "h")
-    assert runs_on_all([{"hash": "other", "version": 2}], 1, "h")
+    assert not runs_on_all([], 1, ("h",))
+    assert runs_on_all([{"hash": "other", "version": 2}], 1, ("h",))
 
 
 async def test_a_committed_version_is_waited_for_before_its_snapshot_is_made(client: Client) -> None:
