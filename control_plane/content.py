@@ -41,7 +41,8 @@ MAX_KEY_LENGTH = 512
 def written_form(row: EntityType, body: Mapping[str, Any]) -> dict[str, Any]:
     """What `body` says, in the written form; nothing is checked, and what is wrong stays for the check to find."""
     data = row.model.expand({key: value for key, value in body.items() if key not in OWN_FIELDS})
-    data = {key: value for key, value in data.items() if not (key in row.model.shorthands and isinstance(value, str))}
+    shorthands = row.model.shorthands
+    data = {key: value for key, value in data.items() if not (key in shorthands and isinstance(value, str | None))}
     config = config_class(row, data)
     if config is not None and isinstance(data.get("config"), Mapping) and not row.sparse_config:
         data["config"] = without_absent(shape_of(config), _expanded(config, data["config"]))
@@ -226,7 +227,7 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def merge(row: EntityType, written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """PATCH: the written form after `changes`; null clears a field, records merge, lists and maps are replaced."""
-    result = merged(shape_of(row.model), written, changes)
+    result = merged(shape_of(row.model), written, row.model.settle(dict(changes)))
     result |= {field: changes[field] for field in row.parents if changes.get(field) is not None}  # one or the other
     config = config_class(row, result)
     before, after = written.get("config"), changes.get("config")

@@ -221,7 +221,7 @@ class Repository:
         entity_id = _own_id(body)
         if entity_id is not None and await self.find(row, entity_id) is not None:
             raise PrimaryKeyTaken(entity_id)
-        return await self._put(row, entity_id or str(uuid.uuid4()), body, None, scope)
+        return await self._put(row, entity_id or str(uuid.uuid4()), row.model.settle(dict(body)), None, scope)
 
     async def replace(self, row: EntityType, key: str, body: Mapping[str, Any], scope: Scope | None = None) -> Row:
         """PUT: the entity is what `body` says and nothing else. One under another parent moves here."""
@@ -234,7 +234,7 @@ class Repository:
             named = body if body.get(row.endpoint_key) is not None and before is not None else {row.endpoint_key: key}
             body = {**body, **named}
         new_id = before.id if before else entity_id or _own_id(body) or str(uuid.uuid4())
-        return await self._put(row, new_id, body, before, scope)
+        return await self._put(row, new_id, row.model.settle(dict(body)), before, scope)
 
     async def merge(self, row: EntityType, key: str, body: Mapping[str, Any], scope: Scope | None = None) -> Row:
         """PATCH. Raises NotFound. Of what is over some day, only writing the `ttl` starts its period anew."""

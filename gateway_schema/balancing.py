@@ -131,19 +131,22 @@ class Upstream(Entity):
     sticky_sessions_cookie_path: str = "/"
     updated_at: int | None = None
 
+    @classmethod
+    def settle(cls, sent: dict[str, Any]) -> dict[str, Any]:
+        """What is hashed on decides how targets are chosen, as in Kong, where that is not sent along. Not so in a file:
+        decK fills in the default, and takes what comes back otherwise for a difference."""
+        hash_on = sent.get("hash_on")
+        if sent.get("algorithm") is not None or not isinstance(hash_on, str):
+            return sent
+        return {**sent, "algorithm": "round-robin" if hash_on == "none" else "consistent-hashing"}
+
     @model_validator(mode="before")
     @classmethod
-    def _settle_algorithm(cls, data: Any) -> Any:
-        """What is hashed on decides how targets are chosen, as in Kong, but only where the file does not say how: decK
-        writes both, its own default for the one left out, and takes what comes back otherwise for a difference."""
-        if not isinstance(data, dict):
+    def _settle_hash_on(cls, data: Any) -> Any:
+        """These algorithms hash on nothing, as in Kong."""
+        if not isinstance(data, dict) or data.get("algorithm") not in ("least-connections", "latency"):
             return data
-        algorithm, hash_on = data.get("algorithm"), data.get("hash_on")
-        if algorithm in ("least-connections", "latency"):
-            return {**data, "hash_on": "none"} if isinstance(hash_on, str) else data
-        if algorithm is not None or not isinstance(hash_on, str):
-            return data
-        return {**data, "algorithm": "round-robin" if hash_on == "none" else "consistent-hashing"}
+        return {**data, "hash_on": "none"} if isinstance(data.get("hash_on"), str) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

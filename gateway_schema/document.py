@@ -17,7 +17,7 @@ import orjson
 
 from gateway_schema.delta import Delta, new_digest, shown
 from gateway_schema.entities import Entity, check_tags
-from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
+from gateway_schema.registry import ENTITY_TYPES, ROUTES, SERVICES, TARGETS, UPSTREAMS, EntityType, children_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse, unknown_field
 
 FORMAT_VERSION = "3.0"
@@ -46,6 +46,8 @@ _LATER = frozenset(
     }
 )
 """decK's keys for entities that this version does not keep."""
+_DEFAULTED = (SERVICES, ROUTES, UPSTREAMS, TARGETS)
+"""Kinds of which `_info.defaults` may say defaults."""
 _TEXT = frozenset({str})
 
 
@@ -95,9 +97,10 @@ class _Reader:
     def __init__(self, data: Any) -> None:
         self._violations: list[Violation] = []
         self._items: list[Item] = []
-        self._defaults: Mapping[str, Any] = {}
+        self._defaults: dict[str, dict[str, Any]] = {}
         self._plugin_configs: Mapping[str, Any] = {}
         self._skip_hash = False
+        self._select_tags: tuple[str, ...] = ()
         if not isinstance(data, Mapping):
             raise SchemaViolation([Violation((), "expected a declarative document: a map with _format_version")])
         self._data = data
@@ -105,7 +108,7 @@ class _Reader:
     def read(self, select_tags: tuple[str, ...]) -> Declaration:
         info = self._info()
         self._check_top_level()
-        tags = self._tags(info, select_tags)
+        tags = self._select_tags = self._tags(info, select_tags)
         lookup_tags = self._lookup_tags(info)
         for row in ENTITY_TYPES.values():
             if row.file_key is not None:
@@ -167,14 +170,17 @@ class _Reader:
         if not isinstance(skip_hash, bool | None):
             self._fault(("_info", "skip_hash_for_basic_auth"), "expected a boolean")
         self._skip_hash = skip_hash is True
-        defaults = info.get("defaults")
-        if defaults is not None:
-            path: Path = ("_info", "defaults")
-            self._defaults = self._record(defaults, path, {"service", "route", "upstream", "target"})
-            for kind, fields in self._defaults.items():
-                if not isinstance(fields, Mapping | None):
-                    self._fault((*path, str(kind)), "expected a record")
+        if info.get("defaults") is not None:
+            self._read_defaults(info["defaults"], ("_info", "defaults"))
         return info
+
+    def _read_defaults(self, defaults: Any, path: Path) -> None:
+        for kind, fields in self._record(defaults, path, {row.kind for row in _DEFAULTED}).items():
+            row = next((row for row in _DEFAULTED if row.kind == kind), None)
+            if isinstance(fields, Mapping) and row is not None:
+                self._defaults[kind] = _expand(row, dict(fields))
+            elif fields is not None:
+                self._fault((*path, str(kind)), "expected a record")
 
     def _tags(self, info: Mapping[str, Any], given: tuple[str, ...]) -> tuple[str, ...]:
         written = info.get("select_tags") or []
@@ -229,6 +235,10 @@ class _Reader:
         children = {}
         if nested and not nested.keys().isdisjoint(body):
             children = {key: body.pop(key) for key in list(body) if key in nested}
+        if shape.expands:
+            _expand(shape.row, body)
+        if self._defaults:
+            self._fill_defaults(shape.row, body, parent)
         item = Item(shape.row, body, path, {})
         if parent is not None and shape.parents.isdisjoint(body):
             item.references[parent[0]] = parent[1]
@@ -236,16 +246,12 @@ class _Reader:
             self._refer(item, parent)
         if shape.row.name == "plugins":
             self._merge_shared_config(item)
-        if self._defaults:
-            self._fill_defaults(item)
         if not familiar or self._defaults:
             self._suggest_nested(item, shape.fields)
         if self._skip_hash and "skip_hash" in shape.row.model.shorthands:
             body["skip_hash"] = True
         if body.get("tags") is not None and not self._are_texts(body["tags"]):
             self._fault((*path, "tags"), "expected a set of strings")
-        if shape.expands:
-            _expand(shape.row, body)
         self._items.append(item)
         for key, value in children.items():
             child, name = nested[key]
@@ -311,11 +317,12 @@ class _Reader:
             return
         item.body["config"] = _deep_merge(shared, own)
 
-    def _fill_defaults(self, item: Item) -> None:
-        defaults = self._defaults.get(item.type.kind)
-        if isinstance(defaults, Mapping):
-            for key, value in defaults.items():
-                item.body.setdefault(key, value)
+    def _fill_defaults(self, row: EntityType, body: dict[str, Any], parent: tuple[str, Item] | None) -> None:
+        """As decK does: where it stands is said, and so are its tags where there are select tags."""
+        said = {parent[0]} if parent is not None else set()
+        if self._select_tags:
+            said.add("tags")
+        _fill(body, {key: value for key, value in self._defaults.get(row.kind, {}).items() if key not in said}, row)
 
     def _suggest_nested(self, item: Item, fields: frozenset[str]) -> None:
         """Unknown keys are refused with the entity's other fields, but only here are nested keys known too."""
@@ -348,15 +355,30 @@ def _shape_of(name: str) -> _Shape:
     return _Shape(row, nested, fields, keys, frozenset(row.parents), row.model.overrides("expand"))
 
 
-def _expand(row: EntityType, body: dict[str, Any]) -> None:
-    """Put real fields in the place of shorthands; one of the wrong type is left for the schema to refuse."""
+def _expand(row: EntityType, body: dict[str, Any]) -> dict[str, Any]:
+    """Put real fields in the place of shorthands; one of the wrong type is left for the schema to refuse.
+
+    What is written beside a shorthand counts, as in decK. The API takes the shorthand's word for all of it.
+    """
+    shorthands = [key for key in row.model.shorthands if key in body and isinstance(body[key], str | None)]
+    if shorthands:
+        for key, value in row.model.expand({key: body.pop(key) for key in shorthands}).items():
+            if value == "" or (value is not None and body.get(key) is None):  # empty: it says nothing that can be read
+                body[key] = value
     if (expanded := row.model.expand(body)) is not body:
         body.update(expanded)
-        for key in [key for key, value in expanded.items() if value is None]:
-            del body[key]  # as a file says that there is none
-    for key in row.model.shorthands:
-        if isinstance(body.get(key), str):
-            body.pop(key)
+    return body
+
+
+def _fill(body: dict[str, Any], defaults: Mapping[str, Any], row: EntityType | None = None) -> None:
+    """Records and maps are filled entry by entry, what is null or empty as a whole; a reference says all by itself."""
+    for key, value in defaults.items():
+        known = body.get(key)
+        if isinstance(known, Mapping) and isinstance(value, Mapping) and (row is None or key not in row.parents):
+            body[key] = dict(known)
+            _fill(body[key], value)
+        elif known is None or known == []:
+            body[key] = value
 
 
 def _deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

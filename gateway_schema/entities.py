@@ -187,9 +187,10 @@ class Reference(BaseModel):
 class Entity(Record):
     """What every entity has. `id` and the times are the control plane's when they are not given.
 
-    Three hooks stand between what a client says and what is kept. `expand` is a pure rewriting and may run any number
-    of times. `admit` runs once, when something is written: what depends on the moment, or cannot be undone, goes there.
-    Validators check what is kept, and run whenever it is read: they must always come to the same verdict.
+    Four hooks stand between what a client says and what is kept. `settle` runs once, on what is sent to the API about
+    one entity, and not on files. `expand` is a pure rewriting and may run any number of times. `admit` runs once, when
+    something is written: what depends on the moment, or cannot be undone, goes there. Validators check what is kept,
+    and run whenever it is read: they must always come to the same verdict.
     """
 
     shorthands: ClassVar[frozenset[str]] = frozenset()
@@ -204,6 +205,11 @@ class Entity(Record):
     def overrides(cls, hook: str) -> bool:
         """Whether this kind has a hook of its own: where it has none, ten thousand calls can be saved."""
         return any(hook in vars(each) for each in cls.__mro__[: cls.__mro__.index(Entity)])
+
+    @classmethod
+    def settle(cls, sent: dict[str, Any]) -> dict[str, Any]:
+        """What was sent, a PATCH perhaps, with the fields that follow from it but could be sent as well."""
+        return sent
 
     @classmethod
     def expand(cls, written: dict[str, Any]) -> dict[str, Any]:
@@ -250,8 +256,7 @@ class Service(Entity):
         url = written.get("url")
         if not isinstance(url, str):
             return written
-        parts = _split_url(url)
-        return {**{key: value for key, value in written.items() if key != "url"}, **parts}
+        return {**{key: value for key, value in written.items() if key != "url"}, **_split_url(url)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -280,10 +285,10 @@ def _split_url(url: str) -> Mapping[str, Any]:
     protocol = parts.scheme or ("https" if port == 443 else "http")
     if port is None:
         port = 443 if protocol == "https" else 80
-    host = parts.hostname
+    address = parts.netloc.rpartition("@")[2]
     return {
         "protocol": protocol,
-        "host": f"[{host}]" if ":" in host else host,
+        "host": address[: address.index("]") + 1] if address.startswith("[") else address.partition(":")[0],
         "port": port,
         "path": parts.path or None,
     }

@@ -33,6 +33,9 @@ RECIPE: dict[str, Any] = {
 }
 
 
+_UNKNOWN = "7c1a7b1e-3f44-4a52-9d6b-0f3f0a5b6c01"
+
+
 def summary(answer: dict[str, Any]) -> tuple[int, int, int]:
     found = answer["plan"]["summary"]
     return found["creating"], found["updating"], found["deleting"]
@@ -67,6 +70,47 @@ async def test_a_dump_of_entities_that_share_an_id_across_kinds_changes_nothing(
     dumped = await client.dump()
     assert "plugins" not in dumped["consumers"][0]
     assert "keyauth_credentials" not in dumped["services"][0]
+    assert summary(await client.apply(dumped)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("defaults", [{"route": {"service": {"name": "s"}}}, {"route": {"service": {"id": _UNKNOWN}}}])
+async def test_a_reference_among_the_defaults_is_followed_or_refused(client: Client, defaults: dict[str, Any]) -> None:
+    document = {
+        "_format_version": "3.0",
+        "_info": {"defaults": defaults},
+        "routes": [{"name": "r", "paths": ["/r"]}],
+    }
+    refused = await client.apply(document, 400)
+    assert "there is no service" in refused["detail"]
+    kept = {"id": _UNKNOWN, "name": "s", "host": "h"}
+    assert summary(await client.apply({**document, "services": [kept]})) == (2, 0, 0)
+    assert (await client.get("routes/r"))["service"] == {"id": _UNKNOWN}
+
+
+async def test_an_unknown_certificate_among_the_defaults_is_refused(client: Client) -> None:
+    document = {
+        **services("s"),
+        "_info": {"defaults": {"service": {"client_certificate": {"id": _UNKNOWN}, "protocol": "https"}}},
+    }
+    for commit in (False, True):
+        refused = await client.apply(document, 400, commit=commit)
+        assert "there is no certificate" in refused["detail"]
+
+
+async def test_an_upstream_without_an_algorithm_means_round_robin_in_a_file(client: Client) -> None:
+    """decK fills in the default, and writes it."""
+    hashed = {"hash_on": "header", "hash_on_header": "x-user"}
+    document = {"_format_version": "3.0", "upstreams": [{"name": "u", **hashed}]}
+    await client.apply(document)
+    assert (await client.get("upstreams/u"))["algorithm"] == "round-robin"
+    await client.call("PUT", "upstreams/u", {**hashed, "algorithm": "round-robin"})
+    assert summary(await client.apply(document)) == (0, 0, 0)
+    await client.call("PUT", "upstreams/settled", hashed)
+    dumped = await client.dump()
+    assert [upstream.get("algorithm", "round-robin") for upstream in dumped["upstreams"]] == [
+        "consistent-hashing",
+        "round-robin",
+    ]
     assert summary(await client.apply(dumped)) == (0, 0, 0)
 
 

@@ -269,8 +269,39 @@ async def test_a_url_says_all_four_parts_the_path_too(client: Client) -> None:
     assert made["path"] == "/old"
     moved = await client.call("PATCH", "services/s", {"url": "http://h2"})
     assert (moved["host"], moved["path"]) == ("h2", None)
-    other = await client.call("POST", "services", {"name": "t", "url": "http://h", "path": "/kept"}, 201)
-    assert other["path"] is None
+    other = await client.call("POST", "services", {"name": "t", "url": "http://H.Test", "path": "/kept"}, 201)
+    assert (other["host"], other["path"]) == ("H.Test", None)
+    put = await client.call("PUT", "services/t", {"url": "https://H.Test:9", "port": 1, "host": "other"})
+    assert (put["protocol"], put["host"], put["port"], put["path"]) == ("https", "H.Test", 9, None)
+
+
+async def test_a_url_that_is_null_says_nothing(client: Client) -> None:
+    made = await client.call("POST", "services", {"name": "s", "url": None, "host": "a", "path": "/p"}, 201)
+    changed = await client.call("PATCH", "services/s", {"url": None, "port": 9})
+    assert (made["host"], changed["host"], changed["port"], changed["path"]) == ("a", "a", 9, "/p")
+
+
+async def test_what_is_hashed_on_decides_the_algorithm_where_it_is_sent_without_one(client: Client) -> None:
+    def shown(upstream: dict[str, Any]) -> tuple[str, str]:
+        return upstream["algorithm"], upstream["hash_on"]
+
+    async def patched(body: dict[str, Any]) -> tuple[str, str]:
+        return shown(await client.call("PATCH", "upstreams/u", body))
+
+    assert shown(await client.call("POST", "upstreams", {"name": "u", "hash_on": "ip"}, 201)) == (
+        "consistent-hashing",
+        "ip",
+    )
+    assert await patched({"slots": 20}) == ("consistent-hashing", "ip")
+    assert await patched({"algorithm": "round-robin"}) == ("round-robin", "ip")
+    assert await patched({"slots": 30}) == ("round-robin", "ip")
+    assert await patched({"hash_on": "path"}) == ("consistent-hashing", "path")
+    assert await patched({"hash_on": "none"}) == ("round-robin", "none")
+    assert await patched({"algorithm": "least-connections"}) == ("least-connections", "none")
+    assert await patched({"hash_on": "consumer"}) == ("consistent-hashing", "consumer")
+    assert await patched({"hash_on": "ip", "algorithm": "round-robin"}) == ("round-robin", "ip")
+    put = await client.call("PUT", "upstreams/u", {"hash_on": "header", "hash_on_header": "x-user"})
+    assert shown(put) == ("consistent-hashing", "header")
 
 
 @pytest.mark.parametrize("collection", ["certificates", "acls", "ca_certificates"])

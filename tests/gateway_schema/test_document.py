@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway_schema.document import Document, canonical, hash_of, read_declaration
 from gateway_schema.dump import Homeless, write_declaration
+from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import SchemaViolation, parse
 
 RECIPE: dict[str, Any] = {
@@ -87,6 +88,101 @@ def test_a_url_without_a_host_is_one_fault_that_says_what_a_url_is(url: str) -> 
     (violation,) = caught.value.violations
     assert violation.path == ("host",)
     assert "http://service.test:8080/path" in str(violation)
+
+
+def read(body: dict[str, Any], **info: Any) -> dict[str, Any]:
+    """A service as a file with this `_info` says it."""
+    (item,) = read_declaration({"_format_version": "3.0", "_info": info, "services": [body]}).items
+    return item.body
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"url": "http://h.test/x", "path": "/y"}, ("http", "h.test", 80, "/y")),
+        ({"url": "https://h.test", "port": 9}, ("https", "h.test", 9, None)),
+        ({"url": "https://h.test/x", "protocol": "http", "host": "o.test"}, ("http", "o.test", 443, "/x")),
+        ({"url": "https://H.Test:8443/A%20b"}, ("https", "H.Test", 8443, "/A%20b")),
+        ({"url": "http://u:p@H.Test/"}, ("http", "H.Test", 80, "/")),
+        ({"url": "http://[2001:DB8::1]:9/"}, ("http", "[2001:DB8::1]", 9, "/")),
+        ({"url": "http://h.test/x", "path": None, "host": None}, ("http", "h.test", 80, "/x")),
+        ({"url": None, "host": "a"}, (None, "a", None, None)),
+    ],
+)
+def test_a_url_in_a_file_says_what_is_not_written_beside_it(written: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    body = read({"name": "s", **written})
+    assert tuple(body.get(key) for key in ("protocol", "host", "port", "path")) == expected
+    assert "url" not in body
+
+
+def test_a_url_counts_before_the_defaults_of_a_file() -> None:
+    defaults = {"service": {"path": "/dflt", "port": 9, "protocol": "https"}}
+    assert read({"name": "s", "url": "http://x"}, defaults=defaults) == {
+        "name": "s",
+        "protocol": "http",
+        "host": "x",
+        "port": 80,
+        "path": "/dflt",
+    }
+    assert read({"name": "s", "url": "http://x/own"}, defaults=defaults)["path"] == "/own"
+
+
+def test_a_url_that_cannot_be_read_is_a_fault_beside_a_host_too() -> None:
+    body = read({"name": "s", "url": "not a url", "host": "h.test"})
+    with pytest.raises(SchemaViolation) as caught:
+        parse(ENTITY_TYPES["services"].model, body)
+    assert [violation.path for violation in caught.value.violations] == [("host",)]
+
+
+def test_defaults_of_a_file_fill_records_and_maps_and_what_is_empty() -> None:
+    data = {
+        "_format_version": "3.0",
+        "_info": {
+            "defaults": {
+                "upstream": {"healthchecks": {"threshold": 5, "active": {"concurrency": 3, "timeout": 2}}},
+                "route": {"headers": {"x-a": ["one"]}, "methods": ["GET"], "hosts": ["h"]},
+            }
+        },
+        "upstreams": [{"name": "u", "healthchecks": {"active": {"timeout": 9}}}, {"name": "v"}],
+        "routes": [{"name": "r", "headers": {"x-b": ["two"]}, "methods": [], "hosts": ["own"]}],
+    }
+    first, second, route = [
+        item.body for item in sorted(read_declaration(data).items, key=lambda item: item.type.level)
+    ]
+    assert first["healthchecks"] == {"threshold": 5, "active": {"concurrency": 3, "timeout": 9}}
+    assert second["healthchecks"] == {"threshold": 5, "active": {"concurrency": 3, "timeout": 2}}
+    assert route["headers"] == {"x-a": ["one"], "x-b": ["two"]}
+    assert (route["methods"], route["hosts"]) == (["GET"], ["own"])
+
+
+def test_tags_of_the_defaults_are_for_what_has_none_and_gets_none() -> None:
+    defaults = {"service": {"tags": ["dd"]}}
+    assert read({"name": "s"}, defaults=defaults)["tags"] == ["dd"]
+    assert read({"name": "s", "tags": []}, defaults=defaults)["tags"] == ["dd"]
+    assert read({"name": "s", "tags": ["own"]}, defaults=defaults)["tags"] == ["own"]
+    assert read({"name": "s"}, defaults=defaults, select_tags=["sel"])["tags"] == ["sel"]
+    assert read({"name": "s", "tags": ["own"]}, defaults=defaults, select_tags=["sel"])["tags"] == ["own", "sel"]
+
+
+def test_a_foreign_key_among_the_defaults_is_a_reference_where_none_is_written() -> None:
+    data = {
+        "_format_version": "3.0",
+        "_info": {"defaults": {"route": {"service": {"name": "s"}}, "service": {"client_certificate": {"id": "c"}}}},
+        "services": [
+            {"name": "s", "host": "h", "client_certificate": "own"},
+            {"name": "t", "host": "h", "routes": [{"name": "inside", "paths": ["/"]}]},
+        ],
+        "routes": [{"name": "bare", "paths": ["/"]}, {"name": "own", "paths": ["/"], "service": {"id": "x"}}],
+    }
+    items = {item.label: item for item in read_declaration(data).items}
+    assert {name: item.references for name, item in items.items()} == {
+        "s": {"client_certificate": "own"},
+        "t": {"client_certificate": "c"},
+        "inside": {"service": items["t"]},
+        "bare": {"service": "s"},
+        "own": {"service": "x"},
+    }
+    assert not any("service" in item.body or "client_certificate" in item.body for item in items.values())
 
 
 @pytest.mark.parametrize("tag", ["a,b", "c/d", ""])

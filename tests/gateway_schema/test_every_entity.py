@@ -245,14 +245,13 @@ def test_an_upstream_is_shown_with_its_whole_health_checks() -> None:
     ("written", "algorithm", "hash_on"),
     [
         ({}, "round-robin", "none"),
-        ({"hash_on": "ip"}, "consistent-hashing", "ip"),
+        ({"hash_on": "ip"}, "round-robin", "ip"),
+        ({"algorithm": "latency", "hash_on": "ip"}, "latency", "none"),
         ({"algorithm": "least-connections", "hash_on": "ip"}, "least-connections", "none"),
         ({"algorithm": "least-connections"}, "least-connections", "none"),
     ],
 )
-def test_what_is_hashed_on_and_the_algorithm_decide_each_other(
-    written: dict[str, Any], algorithm: str, hash_on: str
-) -> None:
+def test_some_algorithms_hash_on_nothing(written: dict[str, Any], algorithm: str, hash_on: str) -> None:
     shown = checked("upstreams", {"name": "u", **written})
     assert (shown["algorithm"], shown["hash_on"]) == (algorithm, hash_on)
     assert checked("upstreams", shown) == shown
