@@ -12,9 +12,10 @@ from cli.client import NO_CONSENT, Consent, ControlPlane
 from cli.errors import ApiError, Faults
 from cli.files import Declared
 from cli.waiting import Target
+from gateway_schema import content
+from gateway_schema.base import canonical_id
 from gateway_schema.document import FORMAT_VERSION, Declaration, Item, read_declaration
-from gateway_schema.plugins import PLUGINS
-from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse, render_path
+from gateway_schema.violations import Path, SchemaViolation, Violation, render_path
 
 Mode = Literal["sync", "apply", "reset"]
 
@@ -138,29 +139,19 @@ def _item_faults(declaration: Declaration, declared: Declared) -> Iterator[str]:
 
 
 def _item_violations(item: Item) -> Iterator[Violation]:
+    """What a control plane would say, as far as the item alone tells: references lead somewhere, for all we know."""
+    given = item.body.get("id")
+    if given is not None and not (isinstance(given, str) and canonical_id(given)):
+        yield Violation(("id",), "expected a valid UUID")
     references = {name: {"name": ref if isinstance(ref, str) else ref.label} for name, ref in item.references.items()}
+    row, written = item.type, content.written_form(item.type, {**item.body, **references})
     try:
-        parse(item.type.model, {**item.body, **references})
+        # As if it were there already: what only counts when something is new, nobody can tell from the file.
+        complete = content.complete(row, content.admitted(row, written, written))
     except SchemaViolation as error:
         yield from error.violations
-    if item.type.name == "plugins":
-        yield from _config_violations(item)
-
-
-def _config_violations(item: Item) -> Iterator[Violation]:
-    name, config = item.body.get("name"), item.body.get("config")
-    if not isinstance(name, str):
-        return
-    model = PLUGINS.get(name)
-    if model is None:
-        hint = nearest(name, PLUGINS)
-        suggestion = f" (did you mean '{hint}'?)" if hint else f" (there are: {', '.join(sorted(PLUGINS))})"
-        yield Violation(("name",), f"plugin '{name}' is not known{suggestion}")
-        return
-    try:
-        parse(model, model.expand(dict(config)) if isinstance(config, dict) else config or {})
-    except SchemaViolation as error:
-        yield from (violation.under("config") for violation in error.violations)
+    else:
+        yield from content.unsaid(row, complete)
 
 
 def _duplicates(declaration: Declaration, declared: Declared) -> Iterator[str]:

@@ -18,7 +18,6 @@ import orjson
 from sqlalchemy import Table, Text, Update, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane import content
 from control_plane.bulk import insert_rows
 from control_plane.database import replica_of
 from control_plane.holdings import Row
@@ -33,6 +32,7 @@ from control_plane.models import (
 from control_plane.ownership import release
 from control_plane.replicas import announced
 from control_plane.secrets import Cipher
+from gateway_schema import content
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 
 _CHUNK = 500

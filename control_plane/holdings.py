@@ -18,10 +18,10 @@ import orjson
 from sqlalchemy import BigInteger, CompoundSelect, bindparam, exists, func, literal_column, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane import content
 from control_plane.errors import NotFound, StaleEntity
 from control_plane.models import ENTITY_TABLES, ControlPlane, Id
 from control_plane.secrets import Cipher
+from gateway_schema import content
 from gateway_schema.delta import Catalogue, Section
 from gateway_schema.registry import ENTITY_TYPES, EntityType
 from gateway_schema.violations import SchemaViolation

@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from control_plane import content
 from control_plane.fields import fields_of
 from control_plane.holdings import Row
+from gateway_schema import content
 from gateway_schema.plugins.base import PluginConfig
 from gateway_schema.registry import PARTIALS, PLUGINS, EntityType
 from gateway_schema.violations import SchemaViolation, Violation

@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from control_plane import content
 from control_plane.errors import DocumentRefused, StaleEntity, fault
 from control_plane.holdings import Holdings, Row, unique_key
 from control_plane.ownership import NOBODY, Owners, OwnerSet, Reach, words
@@ -32,6 +31,7 @@ from control_plane.partials import check_links, displaced
 from control_plane.planned import Plan, label, parent_names, title
 from control_plane.protocols import mismatch
 from control_plane.recognising import is_recognisable, recognise
+from gateway_schema import content
 from gateway_schema.base import canonical_id
 from gateway_schema.document import Declaration, Item
 from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, ROUTES, EntityType, Listed, children_of, lists_of
@@ -176,14 +176,12 @@ class _Planner:
             written = content.admitted(row, written, before.written if before else None)
             complete = content.complete(row, written)
             check_links(row, written, self._partial_type)
+            if missing := content.unsaid(row, complete):
+                raise SchemaViolation(missing)
         except SchemaViolation as error:
             for violation in error.violations:
                 self._fault(item, violation)
             return
-        for name in content.GENERATED.get(row.name, ()):
-            if complete.get(name) is None:
-                self._fault(item, Violation((name,), "required field missing"))
-                return
         if before is None and not (_given_id(item) or is_recognisable(row, body)):
             keys = " or ".join(dict.fromkeys(name for fields in row.recognised_by for name in fields))
             self._fault(item, Violation((), f"give it {keys} or id: without one, every sync would make it anew"))

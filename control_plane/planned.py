@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane import content
 from control_plane.errors import StaleEntity
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import OwnerSet
-from control_plane.secrets import MASK, NEW_MASK, is_vault_reference, mask
+from control_plane.secrets import is_vault_reference, mask
+from gateway_schema import content
+from gateway_schema.base import MASK, NEW_MASK
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import Path
 

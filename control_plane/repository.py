@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Select, Table, Text, bindparam, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane import audit, content
+from control_plane import audit
 from control_plane.auth import Principal
 from control_plane.batches import BatchWriter, Changes
 from control_plane.errors import (
@@ -44,8 +44,9 @@ from control_plane.models import (
 )
 from control_plane.partials import displaced, link_faults
 from control_plane.protocols import mismatch
-from control_plane.secrets import MASK, Cipher
-from gateway_schema.base import canonical_id, is_secret
+from control_plane.secrets import Cipher
+from gateway_schema import content
+from gateway_schema.base import MASK, canonical_id, is_secret
 from gateway_schema.registry import ENTITY_TYPES, PARTIALS, PLUGINS, ROUTES, EntityType, Listed, children_of, lists_of
 from gateway_schema.violations import SchemaViolation, Violation
 

@@ -25,7 +25,6 @@ from sqlalchemy import Table, bindparam, select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane import content
 from control_plane.database import Database
 from control_plane.errors import StartError
 from control_plane.models import (
@@ -39,6 +38,7 @@ from control_plane.models import (
 from control_plane.sealed import reseal
 from control_plane.secrets import Cipher, key_path, open_cipher, parse_keys, read_keys
 from control_plane.settings import Settings
+from gateway_schema import content
 from gateway_schema.registry import ENTITY_TYPES
 
 STEPS = (

@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from control_plane import content
 from control_plane.errors import NotFound, SchemaFault
 from control_plane.fields import Field, Value, fields_of, own_defaults
 from control_plane.partials import check_links, places_of
+from gateway_schema import content
 from gateway_schema.base import REFERENCEABLE
 from gateway_schema.plugins import PLUGINS
 from gateway_schema.plugins.base import PluginConfig

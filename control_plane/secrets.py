@@ -25,11 +25,9 @@ from control_plane.database import Database
 from control_plane.errors import KeyMissing, StartError
 from control_plane.models import Keyring
 from control_plane.settings import Settings
+from gateway_schema.base import MASK
 
 _log = logging.getLogger(__name__)
-
-MASK = "[masked]"
-NEW_MASK = "[masked] (changed)"
 _PREFIX = "fernet:"
 _DIGEST_KEY = "digest"
 _STORED_CHECK = select(Keyring.value).where(Keyring.name == _DIGEST_KEY)

@@ -15,6 +15,10 @@ Protocol = Literal["http", "https", "grpc", "grpcs", "tcp", "tls", "tls_passthro
 ENCRYPTED = "x-encrypted"
 """Marks a field whose value is a secret: encrypted at rest, masked in views, logs and diffs."""
 
+MASK = "[masked]"
+NEW_MASK = "[masked] (changed)"
+"""What is shown in place of a secret. They are no secrets themselves: neither may come back as one."""
+
 REFERENCEABLE = "x-referenceable"
 """Marks a field that may hold a vault reference (`{vault://…}`)."""
 

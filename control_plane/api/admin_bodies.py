@@ -20,14 +20,15 @@ from pydantic import BaseModel
 
 from control_plane.api.exchange import json_object
 from control_plane.api.openapi import TRANSIENT
-from control_plane.content import config_class
 from control_plane.errors import BadRequest
+from gateway_schema.content import config_class
 from gateway_schema.registry import EntityType
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
 _MAX_FIELDS = 1000
 _MAX_DEPTH = 32
+_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
 _KEY_PART = re.compile(r"([^.\[\]]+)|\[(\d*)\]")
 
 
@@ -138,16 +139,15 @@ def _scalar(members: list[Any], text: str) -> Any:
             meant = {str(choice): choice for choice in get_args(member)}
             if text in meant:
                 return meant[text]
-    if str not in members:
-        for kind in (int, float):
-            if kind in members and (number := _number(kind, text)) is not None:
-                return number
+    if str not in members and (int in members or float in members):
+        return _number(text)
     return text
 
 
-def _number(kind: type[int] | type[float], text: str) -> int | float | None:
-    pattern = r"-?\d{1,18}" if kind is int else r"-?\d{1,18}(\.\d{1,18})?"
-    return kind(text) if re.fullmatch(pattern, text) else None
+def _number(text: str) -> int | float | str:
+    if not _NUMBER.fullmatch(text):
+        return text
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 def _elements(value: Mapping[str, Any]) -> list[Any] | None:

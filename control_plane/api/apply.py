@@ -17,13 +17,13 @@ from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.stems import StemRouter
 from control_plane.applying import Undertaking, publish, undertaking
 from control_plane.auth import Principal, insist
-from control_plane.content import change_secrets
 from control_plane.errors import BadRequest, DocumentRefused, Forbidden, fault
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import words
 from control_plane.plan import Mode, make_plan
 from control_plane.planned import Plan, parent_names, title
 from control_plane.secrets import mask
+from gateway_schema.content import change_secrets
 from gateway_schema.document import Declaration, read_declaration
 from gateway_schema.dump import Homeless, write_declaration
 from gateway_schema.registry import ENTITY_TYPES

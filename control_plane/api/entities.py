@@ -19,7 +19,6 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane import content
 from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.openapi import CONFLICT, REFUSED, accepts_entity, queries, shows
@@ -30,6 +29,7 @@ from control_plane.errors import BadRequest, InvalidOffset, InvalidOptions, Inva
 from control_plane.holdings import NO_CONTROL_PLANE, Row
 from control_plane.repository import Filters, Repository, Scope
 from control_plane.secrets import mask
+from gateway_schema import content
 from gateway_schema.base import canonical_id
 from gateway_schema.registry import ENTITY_TYPES, EntityType, children_of
 

@@ -187,8 +187,8 @@ consumers:
     result = recipe("validate", path)
     assert f"error: {path}:5: service one: port: expected an integer" in result.err
     assert (
-        f"error: {path}:7: plugin key-oauth: name: plugin 'key-oauth' is not known (did you mean 'key-auth'?)"
-        in result.err
+        f"error: {path}:7: plugin key-oauth: name: plugin 'key-oauth' not enabled; "
+        "add it to the 'plugins' configuration property (did you mean 'key-auth'?)" in result.err
     )
     assert (
         f"error: {path}:10: plugin key-auth: config.key_name: unknown field (did you mean 'key_names'?)" in result.err

@@ -236,6 +236,21 @@ async def test_broken_bodies_are_refused(admin: Admin) -> None:
 # -- forms
 
 
+@pytest.mark.parametrize(("text", "number"), [("5.0", 5), ("1e1", 10), ("7", 7)])
+async def test_a_whole_number_in_a_form_is_an_integer_however_it_is_written(
+    admin: Admin, text: str, number: int
+) -> None:
+    form = {"name": "s", "host": "h.test", "retries": text}
+    made = (await admin.send("POST", "/services", data=form)).json()
+    assert repr(made["retries"]) == repr(number)
+
+
+@pytest.mark.parametrize("text", ["5.5", "five", "1e99", "١"])
+async def test_another_number_in_a_form_is_refused_where_an_integer_belongs(admin: Admin, text: str) -> None:
+    refused = await admin.send("POST", "/services", data={"name": "s", "host": "h.test", "retries": text})
+    assert (refused.status_code, refused.json()["fields"]) == (400, {"retries": "expected an integer"})
+
+
 async def test_a_form_means_what_the_same_json_means(admin: Admin) -> None:
     form = {"name": "s", "url": "https://example.test/p", "retries": "3", "enabled": "false", "tags[]": ["a", "b"]}
     made = (await admin.send("POST", "/services", data=form)).json()

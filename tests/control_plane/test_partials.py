@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from control_plane.partials import faults_at
-from control_plane.secrets import MASK
+from gateway_schema.base import MASK
 from tests.control_plane.callers import caller
 from tests.control_plane.client import Client
 

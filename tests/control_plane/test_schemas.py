@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from control_plane import content, schemas
+from control_plane import schemas
 from control_plane.errors import NotFound, SchemaFault
 from control_plane.fields import fields_of
+from gateway_schema import content
 from gateway_schema.plugins import PLUGINS
 from gateway_schema.registry import ENTITY_TYPES
 from tests.control_plane.client import Client

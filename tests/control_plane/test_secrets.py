@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from control_plane.errors import StartError
 from control_plane.secrets import Cipher, mask, read_keys
 from control_plane.settings import Settings
-from control_plane.shapes import map_secrets, merged, shape_of, without_absent
 from gateway_schema.base import Record, Secret
+from gateway_schema.shapes import map_secrets, merged, normal, shape_of
 from tests.control_plane.client import running_client
 
 
@@ -138,7 +138,7 @@ def test_nulls_that_say_nothing_are_dropped_and_others_kept() -> None:
         "nodes": [{"type": "call", "tries": None, "token": None}],
         "unknown": None,
     }
-    assert without_absent(shape_of(Config), value) == {
+    assert normal(shape_of(Config), value) == {
         "targets": [{}],
         "free": {"a": None},
         "nodes": [{"type": "call", "tries": None}],

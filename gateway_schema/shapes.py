@@ -1,4 +1,4 @@
-"""Walking untyped JSON by the model that describes it: where secrets stand, which nulls say nothing.
+"""Walking untyped JSON by the model that describes it: where secrets stand, which nulls say nothing, what is whole.
 
 What a person wrote stays a plain dict, so that defaults never mix with it. These walks know from the model which dict
 is a record (its keys are fields) and which is a map (its keys are data, and a null inside it is data too).
@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -37,6 +37,8 @@ class FieldShape:
     """Shape of the value, or of the elements of a list."""
     values: Shape | None
     """Shape of a map's values."""
+    whole: bool
+    """It, or each element of it, is an integer."""
 
 
 @cache
@@ -59,6 +61,7 @@ class _Builder:
                 known = shape.fields.setdefault(info.alias or name, found)
                 known.secret |= found.secret
                 known.keeps_null |= found.keeps_null
+                known.whole |= found.whole
                 known.record = known.record or found.record
                 known.values = known.values or found.values
         shape.has_secrets = any(_has_secrets(item) for item in shape.fields.values())
@@ -73,6 +76,7 @@ class _Builder:
             keeps_null=nullable and has_default,
             record=self._shape(_records(info.annotation)),
             values=self._shape(_records(_map_value(info.annotation))),
+            whole=_is_whole(info.annotation),
         )
 
     def _shape(self, models: tuple[type[BaseModel], ...]) -> Shape | None:
@@ -102,6 +106,15 @@ def _records(annotation: Any) -> tuple[type[BaseModel], ...]:
         elif get_origin(member) in (list, tuple, set, frozenset):
             found.extend(_records(get_args(member)[0]))
     return tuple(dict.fromkeys(found))
+
+
+def _is_whole(annotation: Any) -> bool:
+    members = _members(annotation)
+    if any(get_origin(member) is list and _is_whole(get_args(member)[0]) for member in members):
+        return True
+    if any(get_origin(member) is Literal and isinstance(get_args(member)[0], int) for member in members):
+        return True
+    return int in members and float not in members
 
 
 def _map_value(annotation: Any) -> Any:
@@ -176,10 +189,11 @@ def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
             yield from _leaves(item, (*path, key))
 
 
-def without_absent(shape: Shape, value: Any) -> Any:
-    """A copy without the nulls that mean `not set`, in records of every depth; maps and free values stay whole."""
+def normal(shape: Shape, value: Any) -> Any:
+    """A copy without the nulls that mean `not set`, and with integers where 5.0 stands for 5, in records of every
+    depth; maps and free values stay whole, and so does a list in a list, which is no record and may be of any depth."""
     if isinstance(value, list):
-        return [without_absent(shape, item) for item in value]
+        return [normal(shape, item) if isinstance(item, Mapping) else item for item in value]
     if not isinstance(value, Mapping):
         return value
     kept: dict[str, Any] = {}
@@ -188,17 +202,27 @@ def without_absent(shape: Shape, value: Any) -> Any:
         if item is None:
             if known is None or known.keeps_null:
                 kept[key] = None
-        elif known is not None and known.record is not None:
-            kept[key] = without_absent(known.record, item)
-        elif known is not None and known.values is not None and isinstance(item, Mapping):
-            kept[key] = {name: without_absent(known.values, entry) for name, entry in item.items()}
+        elif known is None:
+            kept[key] = item
+        elif known.record is not None:
+            kept[key] = normal(known.record, item)
+        elif known.whole:
+            kept[key] = [_as_integer(one) for one in item] if isinstance(item, list) else _as_integer(item)
+        elif known.values is not None and isinstance(item, Mapping):
+            kept[key] = {name: normal(known.values, entry) for name, entry in item.items()}
         else:
             kept[key] = item
     return kept
 
 
+def _as_integer(value: Any) -> Any:
+    """JSON knows one kind of number, and YAML's arithmetic gives fractions: 5.0 is 5, as for Kong. What is no integer
+    of 64 bits stays as it is, to be refused."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
+
+
 def merged(shape: Shape, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """PATCH: records merge field by field, everything else is replaced; null stays, for `without_absent` to judge."""
+    """PATCH: records merge field by field, everything else is replaced; null stays, for `normal` to judge."""
     result = dict(old)
     for key, item in new.items():
         known, before = shape.fields.get(key), result.get(key)

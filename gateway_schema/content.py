@@ -14,12 +14,11 @@ from typing import Any
 
 import orjson
 
-from control_plane.secrets import MASK, NEW_MASK
-from control_plane.shapes import find_secrets, map_secrets, merged, shape_of, without_absent
-from gateway_schema.base import Record
+from gateway_schema.base import MASK, NEW_MASK, Record
 from gateway_schema.plugins import PLUGINS
 from gateway_schema.plugins.base import PluginConfig
 from gateway_schema.registry import ENTITY_TYPES, EntityType
+from gateway_schema.shapes import find_secrets, map_secrets, merged, normal, shape_of
 from gateway_schema.violations import Path, SchemaViolation, Violation, nearest, parse
 
 OWN_FIELDS = frozenset({"id", "created_at", "updated_at"})
@@ -44,9 +43,10 @@ def written_form(row: EntityType, body: Mapping[str, Any]) -> dict[str, Any]:
     shorthands = row.model.shorthands
     data = {key: value for key, value in data.items() if not (key in shorthands and isinstance(value, str | None))}
     config = config_class(row, data)
-    if config is not None and isinstance(data.get("config"), Mapping) and not row.sparse_config:
-        data["config"] = without_absent(shape_of(config), _expanded(config, data["config"]))
-    written: dict[str, Any] = without_absent(shape_of(row.model), data)
+    if config is not None and isinstance(data.get("config"), Mapping):
+        said = normal(shape_of(config), _expanded(config, data["config"]))
+        data["config"] = {**data["config"], **said} if row.sparse_config else said
+    written: dict[str, Any] = normal(shape_of(row.model), data)
     for field in row.parents:
         reference = written.get(field)
         if isinstance(reference, Mapping) and isinstance(reference.get("id"), str):
@@ -69,7 +69,7 @@ def admitted(row: EntityType, written: dict[str, Any], before: Mapping[str, Any]
     """
     if not row.model.overrides("admit"):
         return written
-    if violations := [*_masks(row, written), *_unfit(written)]:
+    if violations := _unfit(written) or list(_masks(row, written)):
         raise SchemaViolation(violations)  # before a password is hashed, which a mask would end as
     return row.model.admit(written, before)
 
@@ -92,9 +92,10 @@ def _expanded(config: type[Record], written: Mapping[str, Any]) -> dict[str, Any
 
 def complete(row: EntityType, written: Mapping[str, Any]) -> dict[str, Any]:
     """Check the written form and fill it. Without `id` and times. Raises SchemaViolation with every fault."""
-    violations: list[Violation] = [*_limits(row, written), *_masks(row, written)]
+    violations = _limits(row, written)
     if any(violation.message == _TOO_DEEP for violation in violations):
-        raise SchemaViolation(violations)
+        raise SchemaViolation(violations)  # whatever looks into it would never come back
+    violations += _masks(row, written)
     full: dict[str, Any] = {}
     config: dict[str, Any] | None = None
     try:
@@ -131,6 +132,12 @@ def generate(row: EntityType, written: dict[str, Any]) -> dict[str, Any]:
     """Fill in the secrets that the gateway may make up: 32 random characters each."""
     missing = {field: secrets.token_hex(16) for field in GENERATED.get(row.name, ()) if written.get(field) is None}
     return {**written, **missing}
+
+
+def unsaid(row: EntityType, complete: Mapping[str, Any]) -> list[Violation]:
+    """The secrets that a declarative file does not say, and would have to."""
+    missing = (field for field in sorted(GENERATED.get(row.name, ())) if complete.get(field) is None)
+    return [Violation((field,), "required field missing") for field in missing]
 
 
 def _plugin_config(row: EntityType, written: Mapping[str, Any], violations: list[Violation]) -> dict[str, Any] | None:
