@@ -169,6 +169,14 @@ def replica_of(session: AsyncSession) -> str | None:
     return session.info.get(_REPLICA)
 
 
+async def take_turns(session: AsyncSession, subject: str) -> None:
+    """Wait until nobody else, on any replica, is in a transaction about this subject; to the end of one's own, nobody
+    then is. SQLite has one writer anyway."""
+    if replica_of(session) is not None:
+        lock = text("SELECT pg_advisory_xact_lock(hashtextextended(:subject, 0))")
+        await session.execute(lock, {"subject": subject})
+
+
 def driver_url(url: str) -> URL:
     """The URL with its asynchronous driver. Raises ValueError for a database that is not supported."""
     parsed = make_url(url)

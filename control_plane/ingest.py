@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select, update
-from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.database import Database
+from control_plane.database import Database, take_turns
 from control_plane.errands import Errands
 from control_plane.models import ANALYTICS_EPOCHS, ENTITY_NAMES, ENTITY_TABLES, LLM_CALLS, REQUEST_EVENTS
 from control_plane.rollups import MAX_INT, MINUTE_US, Rollups, chunks, clamp, upsert
@@ -122,9 +121,7 @@ class Ingest:
         SQLite has one writer anyway; on PostgreSQL the lock is per control plane, because sums of its minutes are read,
         merged and written back.
         """
-        if not self._database.is_sqlite:
-            lock = sql("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
-            await session.execute(lock, {"name": f"analytics {reporter.control_plane_id}"})
+        await take_turns(session, f"analytics {reporter.control_plane_id}")
         row = await _epoch(session, reporter)
         if row is None:
             await session.execute(

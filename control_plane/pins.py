@@ -11,7 +11,7 @@ import functools
 import hashlib
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -95,6 +95,7 @@ class Pins:
                 # Stored when less was checked. Without it one node is a stranger; failing here, every new one would be.
                 owner = names.get(row.control_plane_id) or row.control_plane_id
                 faults[row.fingerprint] = f"{_name(row.fingerprint, row.title, owner)} cannot be used: {error}"
+        faults |= _ambiguous(live, names)
         self._tell(faults)
         return pins
 
@@ -136,6 +137,19 @@ def fingerprint_of(certificate: x509.Certificate | bytes) -> str:
 
 def _name(fingerprint: str, title: str | None, owner: str) -> str:
     return f"client certificate {fingerprint[:16]}… ({title or 'untitled'}) of control plane {owner}"
+
+
+def _ambiguous(live: Iterable[Any], names: dict[str, str]) -> dict[str, str]:
+    """Nobody can register one twice now; replicas of an earlier version could. The first registration counts."""
+    first: dict[str, Any] = {}
+    faults: dict[str, str] = {}
+    for row in live:
+        owner = first.setdefault(row.fingerprint, row)
+        if owner is not row:
+            name = _name(row.fingerprint, row.title, names.get(row.control_plane_id) or row.control_plane_id)
+            counts = names.get(owner.control_plane_id) or owner.control_plane_id
+            faults[row.fingerprint] = f"{name} is registered with control plane {counts} too, which its nodes are of"
+    return faults
 
 
 def _pin(row: Any, names: dict[str, str], revoked: bool) -> Pin:

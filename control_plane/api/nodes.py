@@ -24,6 +24,7 @@ from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
 from control_plane.clock import DatabaseTime
+from control_plane.database import take_turns
 from control_plane.discovery import Pace, version_problem
 from control_plane.errors import BadRequest, Conflict, NotFound
 from control_plane.models import REVOKED_CERTIFICATES, DataPlaneCertificate, Node
@@ -41,6 +42,8 @@ router = StemRouter(prefix="/v2/control-planes/{control_plane_id}", tags=["data 
 _OFFLINE_AFTER_SECONDS = 3 * Pace().heartbeat + 5
 _SEEN = select(Node, DatabaseTime())
 """Nodes, each with the database's time."""
+_CERTIFICATES = "dp-client-certificates"
+"""What transactions that change them take turns about: on PostgreSQL two could each find that nobody has one."""
 _NO_CERTIFICATE = "The requested certificate was not found."
 _COMPATIBILITY = {
     "kong_version_incompatible": "COMPATIBILITY_STATE_INCOMPATIBLE",
@@ -81,9 +84,8 @@ async def create_certificate(control_plane_id: str, body: Body, plane: Plane, ca
     given = parameters(CertificateBody, body)
     async with plane.database.writing() as session:
         control_plane = await find(session, control_plane_id, lock=True)
-        row = await _pin(session, control_plane.id, given, None)
-        await _tell(session, caller, "create", row)
-        await announce_certificates(session)
+        await take_turns(session, _CERTIFICATES)
+        row = await _pin(session, caller, control_plane.id, given, None)
     await plane.pins.refresh()
     return answer({"item": _certificate(row)}, 201)
 
@@ -107,10 +109,9 @@ async def put_certificate(
     given = parameters(CertificateBody, body)
     async with plane.database.writing() as session:
         control_plane = await find(session, control_plane_id, lock=True)
+        await take_turns(session, _CERTIFICATES)
         row = await _find_certificate(session, control_plane.id, certificate_id)
-        row = await _pin(session, control_plane.id, given, row)
-        await _tell(session, caller, "update", row)
-        await announce_certificates(session)
+        row = await _pin(session, caller, control_plane.id, given, row)
     await plane.pins.refresh()
     return answer({"item": _certificate(row)})
 
@@ -120,6 +121,7 @@ async def delete_certificate(control_plane_id: str, certificate_id: str, plane: 
     """Revoke a certificate: connections that use it end now."""
     async with plane.database.writing() as session:
         control_plane = await find(session, control_plane_id, lock=True)
+        await take_turns(session, _CERTIFICATES)
         row = await _find_certificate(session, control_plane.id, certificate_id)
         await _revoke(session, row)
         await _tell(session, caller, "revoke", row)
@@ -136,31 +138,40 @@ async def _tell(session: AsyncSession, caller: Principal, action: str, row: Data
 
 
 async def _pin(
-    session: AsyncSession, control_plane_id: str, given: CertificateBody, row: DataPlaneCertificate | None
+    session: AsyncSession,
+    caller: Principal,
+    control_plane_id: str,
+    given: CertificateBody,
+    row: DataPlaneCertificate | None,
 ) -> DataPlaneCertificate:
+    """The transaction has its turn: whether a certificate is registered is asked of all control planes."""
     pem, fingerprint = _read(given.cert)
     same = select(DataPlaneCertificate).where(DataPlaneCertificate.fingerprint == fingerprint)
-    known = (await session.execute(same)).scalars().first()
+    known = (await session.execute(same.order_by("created_at", "id"))).scalars().first()
     if known is not None and known.control_plane_id != control_plane_id:
         raise Conflict("this certificate is registered with another control plane: a node can belong to one only")
     if known is not None and row is not None and known.id != row.id:
         raise Conflict("this certificate is registered already, under another id")
-    now = int(time.time())
     row = row or known
+    title = given.title if given.title is not None or row is None else row.title
+    if row is not None and (row.fingerprint, row.title) == (fingerprint, title):
+        return row
+    now = int(time.time())
+    action = "create" if row is None else "update"
     if row is None:
         row = DataPlaneCertificate(id=str(uuid.uuid4()), control_plane_id=control_plane_id, created_at=now)
-        row.title = None
         session.add(row)
     elif row.fingerprint != fingerprint:
         await _revoke(session, row)
-    row.title = given.title if given.title is not None else row.title
-    row.cert, row.fingerprint, row.updated_at = pem, fingerprint, now
+    row.title, row.cert, row.fingerprint, row.updated_at = title, pem, fingerprint, now
     await session.execute(
         delete(REVOKED_CERTIFICATES).where(
             REVOKED_CERTIFICATES.c.control_plane_id == control_plane_id,
             REVOKED_CERTIFICATES.c.fingerprint == fingerprint,
         )
     )
+    await _tell(session, caller, action, row)
+    await announce_certificates(session)
     return row
 
 
@@ -259,17 +270,21 @@ async def get_node(control_plane_id: str, node_id: str, plane: Plane, _: Reader)
 async def delete_node(control_plane_id: str, node_id: str, plane: Plane, caller: Writer) -> Response:
     """Forget a node. One that is still connected is back with its next connection."""
     async with plane.database.writing() as session:
-        row, _ = await _find_node(session, (await find(session, control_plane_id, lock=True)).id, node_id)
+        control_plane = await find(session, control_plane_id, lock=True)
+        row, _ = await _find_node(session, control_plane.id, node_id, lock=True)
         what = ("nodes", row.id, row.hostname)
         await audit.record(session, caller, "delete", *what, control_plane_id=row.control_plane_id)
         await session.delete(row)
     return Response(status_code=204)
 
 
-async def _find_node(session: AsyncSession, control_plane_id: str, node_id: str) -> tuple[Node, int]:
-    """A row of `_SEEN`."""
+async def _find_node(
+    session: AsyncSession, control_plane_id: str, node_id: str, *, lock: bool = False
+) -> tuple[Node, int]:
+    """A row of `_SEEN`. `lock`: nobody deletes it meanwhile."""
     missing = "The requested node was not found."
     query = _SEEN.where(Node.control_plane_id == control_plane_id, Node.id == _uuid(node_id, missing))
+    query = query.with_for_update(of=Node) if lock else query
     found = (await session.execute(query)).first()
     if found is None:
         raise NotFound(missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import uuid
@@ -10,7 +11,9 @@ import pytest
 from sqlalchemy import insert
 
 from control_plane.models import REVOKED_CERTIFICATES, DataPlaneCertificate
+from control_plane.pins import read_certificate
 from tests.control_plane.administration import Admin
+from tests.control_plane.client import Client
 from tests.control_plane.scripted_node import ScriptedNode, channel, key_pair
 from tests.pems import certificate_pem
 
@@ -83,3 +86,54 @@ async def test_a_stored_certificate_that_cannot_be_read_shuts_out_nobody_else(
     lines = [line for line in caplog.messages if "cannot be used" in line]
     assert sorted(line.split("…")[0][-16:] for line in lines) == ["e" * 16, "f" * 16]
     assert all("(broken) of control plane first" in line for line in lines)
+
+
+async def test_a_certificate_that_several_register_at_once_is_of_one_control_plane_only(client: Client) -> None:
+    other = await client.another("other")
+    for number in range(8):
+        body = {"cert": certificate_pem(f"raced {number}")}
+        paths = [f"/v2/control-planes/{one.id}/dp-client-certificates" for one in (client, other)]
+        answers = await asyncio.gather(*(client.http.post(path, json=body) for path in paths))
+        assert sorted(answer.status_code for answer in answers) == [201, 409]
+
+
+async def test_registering_twice_changes_nothing_also_at_the_same_time(client: Client) -> None:
+    path = f"/v2/control-planes/{client.id}/dp-client-certificates"
+    for number in range(8):
+        body = {"cert": certificate_pem(f"repeated {number}"), "title": "t"}
+        answers = await asyncio.gather(*(client.http.post(path, json=body) for _ in range(3)))
+        assert [answer.status_code for answer in answers] == [201] * 3
+        assert len({answer.json()["item"]["id"] for answer in answers}) == 1
+    assert len((await client.get(path))["items"]) == 8
+    told = (await client.get("/v2/audit-logs", {"entity_type": "dp_client_certificates"}))["data"]
+    assert [line["action"] for line in told] == ["create"] * 8
+
+
+async def test_a_certificate_is_revoked_once(client: Client) -> None:
+    path = f"/v2/control-planes/{client.id}/dp-client-certificates"
+    for number in range(8):
+        made = await client.call("POST", path, {"cert": certificate_pem(f"revoked {number}")}, 201)
+        gone = await asyncio.gather(*(client.http.delete(f"{path}/{made['item']['id']}") for _ in range(2)))
+        assert sorted(answer.status_code for answer in gone) == [204, 404]
+    query = {"entity_type": "dp_client_certificates", "action": "revoke"}
+    assert len((await client.get("/v2/audit-logs", query))["data"]) == 8
+
+
+async def test_one_that_an_earlier_version_registered_twice_is_of_the_first_and_told(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = await client.another("other")
+    pem = certificate_pem("twice")
+    stored = {"fingerprint": read_certificate(pem)[2], "cert": pem, "updated_at": 1}
+    async with client.plane.database.writing() as session:
+        for one, created_at in ((other, 1), (client, 2)):
+            row = {"id": str(uuid.uuid4()), "control_plane_id": one.id, "created_at": created_at, **stored}
+            await session.execute(insert(DataPlaneCertificate).values(row))
+    with caplog.at_level(logging.ERROR):
+        await client.plane.pins.refresh()
+        await client.plane.pins.refresh()
+    pin = client.plane.pins.of(stored["fingerprint"])
+    assert pin is not None
+    assert pin.control_plane_id == other.id
+    (line,) = [line for line in caplog.messages if "is registered with control plane other too" in line]
+    assert "of control plane first" in line
