@@ -43,6 +43,7 @@ from control_plane.api import (
 )
 from control_plane.api.answers import Health
 from control_plane.api.openapi import shows
+from control_plane.auth import path_of, tell_denied
 from control_plane.errors import (
     BodyTooLarge,
     ControlPlaneError,
@@ -132,8 +133,9 @@ async def _health() -> dict[str, str]:
     return {"status": "ok", "version": VERSION}
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ControlPlaneError)
+    await tell_denied(request, error)
     return _problem_response(error)
 
 
@@ -185,6 +187,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = False
+        scope.setdefault("state", {})  # one for all copies of the scope that are made on the way in
 
         async def watch(message: _Message) -> None:
             nonlocal started
@@ -223,7 +226,8 @@ class Edge:
     async def _refuse(error: Exception, scope: _Message, receive: _Receive, send: _Send) -> None:
         trace = new_trace()
         if not isinstance(error, ControlPlaneError):
-            _log.error("%s %s failed (%s)", scope["method"], scope["path"], trace, exc_info=without_values(error))
+            path, cause = path_of(scope), without_values(error)
+            _log.error("%s %s failed (%s)", scope["method"], path, trace, exc_info=cause)
             error = Unavailable() if _means_away(error) else Unexpected()
         on_admin = scope["path"].startswith(admin.PREFIX)
         response = admin_errors.error_response(error) if on_admin else _problem_response(error, trace)

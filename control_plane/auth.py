@@ -18,20 +18,21 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import Request
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import bindparam, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from control_plane import audit
-from control_plane.errors import Forbidden, TooManyRequests, Unauthorized
+from control_plane.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized
 from control_plane.models import Token
 from control_plane.settings import Settings
+from gateway_schema.base import canonical_id
 
 if TYPE_CHECKING:
     from control_plane.plane import ControlPlane
@@ -51,6 +52,10 @@ DEFAULT_SCOPES: dict[Kind, tuple[Scope, ...]] = {
 BOOTSTRAP = "TANDEM_ADMIN_TOKEN"
 """Name of the token that the variable of this name holds."""
 _WEAK_LENGTH = 20
+_MOST_TOKENS = 4
+"""In one request: each is looked up, for somebody who may be nobody."""
+_LONGEST_ADDRESS = 64
+"""Characters: a proxy's header may say anything, and addresses are remembered."""
 _BY_DIGEST = select(Token.__table__).where(Token.digest == bindparam("digest"))
 """Every request asks this."""
 
@@ -65,6 +70,7 @@ class Principal:
     created_at: int
     control_plane_id: str | None = None
     """The only control plane that it may touch; None: all of them."""
+    expires_at: int | None = None
     address: str = ""
     """Where the request came from."""
 
@@ -82,29 +88,21 @@ def require(scope: Scope, *, narrows: bool = False) -> Callable[[Request], Await
     """
 
     async def authenticate(request: Request) -> Principal:
-        principal = await _principal(request)
-        await insist(request, principal, scope, narrows=narrows)
+        principal = request.state.caller = await _principal(request)
+        insist(request, principal, scope, narrows=narrows)
         return principal
 
     return authenticate
 
 
-async def insist(request: Request, principal: Principal, scope: Scope, *, narrows: bool = False) -> None:
-    """For handlers that know only from the body what they need. Raises Forbidden, and the audit log is told."""
-    lack = _lack(principal, scope, request, narrows)
-    if lack is not None:
-        await _tell_denied(request, principal, lack)
-        raise lack
-
-
-def _lack(principal: Principal, scope: Scope, request: Request, narrows: bool) -> Forbidden | None:
+def insist(request: Request, principal: Principal, scope: Scope, *, narrows: bool = False) -> None:
+    """For handlers that know only from the body what they need. Raises Forbidden."""
     if not principal.may(scope):
         held = ", ".join(sorted(principal.scopes)) or "none"
-        return Forbidden(f"this token lacks the scope '{scope}' (it has: {held})", missing_scope=scope)
+        raise Forbidden(f"this token lacks the scope '{scope}' (it has: {held})", missing_scope=scope)
     limit = principal.control_plane_id
-    if limit is None or narrows or request.path_params.get("control_plane_id", "").lower() == limit:
-        return None
-    return beyond(limit)
+    if limit is not None and not narrows and request.path_params.get("control_plane_id", "").lower() != limit:
+        raise beyond(limit)
 
 
 def beyond(limit: str) -> Forbidden:
@@ -116,8 +114,11 @@ async def _principal(request: Request) -> Principal:
     """Clients with a user name in their address send a Basic header first: every Authorization value is looked at."""
     tokens = [token for value in request.headers.getlist("authorization") if (token := _bearer(value))]
     tokens += request.headers.getlist("kong-admin-token")  # what clients of Kong's Admin API send
+    tokens = list(dict.fromkeys(tokens))
     if not tokens:
         raise Unauthorized
+    if len(tokens) > _MOST_TOKENS:
+        raise BadRequest(f"a request carries at most {_MOST_TOKENS} tokens, not {len(tokens)}")
     address = address_of(request)
     expired: Token | None = None
     async with _plane(request).database.single() as connection:
@@ -126,17 +127,17 @@ async def _principal(request: Request) -> Principal:
             if found is not None and not has_expired(found):
                 return _principal_of(found, address)
             expired = expired or found
-    raise await _refusal(request, address, digest_of(tokens[0]), expired)
+    raise await _refusal(request, address, tokens, expired)
 
 
 async def _refusal(
-    request: Request, address: str, digest: str, expired: Token | None
+    request: Request, address: str, tokens: Sequence[str], expired: Token | None
 ) -> Unauthorized | TooManyRequests:
     plane = _plane(request)
-    wait = plane.throttle.refused(address, digest)
+    wait = max(plane.throttle.refused(address, digest_of(token)) for token in tokens)
     outcome = "throttled" if wait else "refused"
-    if plane.throttle.tells(f"{outcome} {address}"):
-        details = {"reason": "expired" if expired else "unknown token", "path": request.url.path[:256]}
+    if plane.throttle.tells("login", f"{outcome} {address}"):
+        details = {"reason": "expired" if expired else "unknown token", "path": path_of(request.scope)}
         about = ("token", expired.id, expired.name) if expired else ("token", "", "")
         stranger = Principal("", "", frozenset(), 0, address=address)
         async with plane.database.writing() as session:
@@ -146,12 +147,26 @@ async def _refusal(
     return Unauthorized(f"this token expired at {_moment(expired.expires_at)}") if expired else Unauthorized()
 
 
-async def _tell_denied(request: Request, principal: Principal, lack: Forbidden) -> None:
+async def tell_denied(request: Request, error: Exception) -> None:
+    """For whoever answers errors: a caller that tried what it may not has a line in the audit log, wherever that was
+    found out. By then the transaction in which it was is over."""
+    caller: Principal | None = getattr(request.state, "caller", None)
+    if caller is None or not isinstance(error, Forbidden):
+        return
     plane = _plane(request)
-    if plane.throttle.tells(f"denied {principal.id} {request.method}"):
-        details = {"reason": lack.message, "method": request.method, "path": request.url.path[:256]}
+    if plane.throttle.tells("denied", f"{caller.id} {request.method}"):
+        details = {"reason": error.message, "method": request.method, "path": path_of(request.scope)}
         async with plane.database.writing() as session:
-            await audit.record(session, principal, "access", details=details, outcome="denied")
+            await audit.record(session, caller, "access", details=details, outcome="denied")
+
+
+def path_of(scope: Mapping[str, Any]) -> str:
+    """A request's path as logs may show it, with parameters for what was in their places: some entities are called by
+    their secret. What no route is for, is not shown at all."""
+    template = str(getattr(scope.get("route"), "path", ""))
+    control_plane_id = canonical_id(scope.get("path_params", {}).get("control_plane_id", ""))
+    shown = template.replace("{control_plane_id}", control_plane_id) if control_plane_id else template
+    return f"{scope.get('root_path', '')}{shown}"
 
 
 def _plane(request: Request) -> ControlPlane:
@@ -161,7 +176,7 @@ def _plane(request: Request) -> ControlPlane:
 
 def address_of(request: Request) -> str:
     """The client's address; behind a proxy on this machine the one that it names in X-Forwarded-For."""
-    return request.client.host if request.client is not None else ""
+    return request.client.host[:_LONGEST_ADDRESS] if request.client is not None else ""
 
 
 def _bearer(value: str) -> str | None:
@@ -186,7 +201,8 @@ def has_expired(token: Token) -> bool:
 
 
 def _principal_of(token: Token, address: str) -> Principal:
-    return Principal(token.id, token.name, implied(token.scopes), token.created_at, token.control_plane_id, address)
+    scopes, limit = implied(token.scopes), token.control_plane_id
+    return Principal(token.id, token.name, scopes, token.created_at, limit, token.expires_at, address)
 
 
 def implied(scopes: Iterable[str]) -> frozenset[str]:
@@ -209,24 +225,33 @@ def new_token(kind: Kind = "personal") -> str:
 
 
 async def ensure_admin(session: AsyncSession, settings: Settings) -> None:
-    """The token of TANDEM_ADMIN_TOKEN, and no earlier one of that variable. Without it, the first start makes a token
-    and leaves it in the state directory: somebody must be able to come in."""
+    """The token of TANDEM_ADMIN_TOKEN, for as long as the variable holds it: none that it held before, and none once it
+    is unset. Without it, a start that finds nobody who may make tokens makes one and leaves it in the state directory:
+    somebody must be able to come in."""
     digest = digest_of(settings.admin_token) if settings.admin_token else ""
+    of_variable = (Token.name == BOOTSTRAP) & (Token.created_by == "")
+    gone = await session.execute(delete(Token).where(of_variable, Token.digest != digest).returning(Token.id))
+    if gone.first() is not None:
+        _log.info("the token that %s held before is no longer valid", BOOTSTRAP)
     if digest:
         if len(settings.admin_token) < _WEAK_LENGTH:
             _log.warning("%s is short enough to be guessed: 20 random characters are not", BOOTSTRAP)
-        await session.execute(delete(Token).where(Token.name == BOOTSTRAP, Token.digest != digest))
         known = (await session.execute(select(Token.id).where(Token.digest == digest))).first()
         if known is None:
             session.add(_admin(BOOTSTRAP, digest))
-        return
-    count = (await session.execute(select(func.count()).select_from(Token))).scalar_one()
-    if count == 0:
+    elif not await admins(session):
         token = new_token()
         path = settings.state_dir / "admin.token"
         _write_private(path, token)
         session.add(_admin("first admin", digest_of(token)))
-        _log.info("made the first admin token: it is in %s", path)
+        _log.info("made an admin token, as there was none: it is in %s", path)
+
+
+async def admins(session: AsyncSession, alive_at: float | None = None) -> list[Token]:
+    """The tokens that may make tokens for every control plane, and still may at that moment (default: now)."""
+    alive = or_(Token.expires_at.is_(None), Token.expires_at > int(time.time() if alive_at is None else alive_at))
+    found = (await session.execute(select(Token).where(Token.control_plane_id.is_(None), alive))).scalars()
+    return [token for token in found if "admin" in token.scopes]
 
 
 def _admin(name: str, digest: str) -> Token:

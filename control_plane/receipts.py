@@ -260,9 +260,7 @@ def _receipt(
     }
 
 
-def _state(
-    node: Node, connected: bool, version: int, hashes: tuple[str, ...], making: _Making | None
-) -> ReceiptState:
+def _state(node: Node, connected: bool, version: int, hashes: tuple[str, ...], making: _Making | None) -> ReceiptState:
     if runs_on_all(node.workers, version, hashes):
         return "applied"
     error = node.last_error

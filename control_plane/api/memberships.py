@@ -6,7 +6,7 @@ Only a control plane of the type `CLUSTER_TYPE_CONTROL_PLANE_GROUP` has members,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Response
@@ -50,8 +50,8 @@ class MembersBody(BaseModel):
 
 
 @router.get("/group-memberships", responses=shows(answers.Members))
-async def list_members(control_plane_id: str, plane: Plane, page: Page, _: Reader) -> Response:
-    """The members; how many there are in all is said on the first page."""
+async def list_members(control_plane_id: str, plane: Plane, page: Page, caller: Reader) -> Response:
+    """The members, or the ids of those that the caller must not see; how many in all is said on the first page."""
     async with plane.database.reading() as session:
         group = await _group(session, control_plane_id)
         ids = _member_ids(group.id)
@@ -64,7 +64,8 @@ async def list_members(control_plane_id: str, plane: Plane, page: Page, _: Reade
             total = select(func.count()).select_from(_LINKS).where(_LINKS.c.group_id == group.id)
             counted["total"] = (await session.execute(total)).scalar_one()
     shown_page = {"size": meta["size"], "next": meta["next"], **counted}
-    return answer({"data": [shown(item, plane.grpc_address) for item in members], "meta": {"page": shown_page}})
+    data = [shown(item, plane.grpc_address) if caller.sees(item.id) else {"id": item.id} for item in members]
+    return answer({"data": data, "meta": {"page": shown_page}})
 
 
 @router.put("/group-memberships", status_code=204, openapi_extra=accepts(MembersBody))
@@ -74,6 +75,7 @@ async def replace_members(control_plane_id: str, body: Body, plane: Plane, calle
         group = await _group(session, control_plane_id, lock=True)
         wanted = await _wanted(session, caller, given)
         known = await _members(session, group)
+        _check_reach(caller, known - set(wanted))
         await _remove(session, group, known - set(wanted))
         await _add(session, group, [one for one in wanted if one not in known])
         await _tell(session, caller, "update", group, {"members": len(wanted)})
@@ -152,6 +154,12 @@ async def _members(session: AsyncSession, group: ControlPlane) -> set[str]:
     return set((await session.execute(_member_ids(group.id))).scalars().all())
 
 
+def _check_reach(caller: Principal, ids: Iterable[str]) -> None:
+    """Raises Forbidden."""
+    if not all(caller.sees(one) for one in ids):
+        raise beyond(str(caller.control_plane_id))
+
+
 async def _wanted(session: AsyncSession, caller: Principal, given: MembersBody) -> Sequence[str]:
     """The ids that a body names, each once. Raises InvalidParameters, or Forbidden for what the caller must not see."""
     wanted: list[str] = []
@@ -160,8 +168,7 @@ async def _wanted(session: AsyncSession, caller: Principal, given: MembersBody) 
         member_id = canonical_id(member.id)
         if member_id is None:
             raise _invalid(place, "is_uuid", "must be a UUID")
-        if not caller.sees(member_id):
-            raise beyond(str(caller.control_plane_id))
+        _check_reach(caller, [member_id])
         found = await session.get(ControlPlane, member_id, with_for_update=_AGAINST_DELETION)
         if found is None:
             raise _invalid(place, "missing_reference", "there is no such control plane")

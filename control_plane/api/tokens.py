@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
@@ -29,11 +29,13 @@ from control_plane.auth import (
     Kind,
     Principal,
     Scope,
+    admins,
     beyond,
     digest_of,
     has_expired,
     new_token,
 )
+from control_plane.database import take_turns
 from control_plane.errors import Conflict, Forbidden, InvalidParameters, NotFound
 from control_plane.models import Token
 from gateway_schema.base import canonical_id
@@ -41,6 +43,9 @@ from gateway_schema.base import canonical_id
 router = StemRouter(prefix="/v2/tokens", tags=["tokens"])
 
 _MISSING = "The requested token was not found."
+_TOKENS = "tokens"
+"""What revocations take turns about: on PostgreSQL the last two could each find the other."""
+_HEIR_SECONDS = 86_400
 _YEAR_10000 = 253_402_300_800
 """In Unix seconds: from here on no time can be written. One that is written with an offset can lie there."""
 
@@ -56,7 +61,7 @@ class CreateToken(BaseModel):
     control_plane_id: str | None = None
     """The only control plane that it may touch. Default: the maker's own limit, if there is one."""
     expires_at: str | None = None
-    """RFC 3339. Default: never."""
+    """RFC 3339, and no later than the maker's own. Default: the maker's, so for most never."""
 
 
 @router.post(
@@ -65,6 +70,9 @@ class CreateToken(BaseModel):
 async def create_token(body: Body, plane: Plane, caller: AnyAdmin) -> Response:
     """Make a token. `token` in the answer is its value: it cannot be shown again."""
     given = parameters(CreateToken, body)
+    if given.name == BOOTSTRAP:
+        reason = "is the name of the token that the variable holds: choose another"
+        raise InvalidParameters([{"field": "name", "rule": "invalid", "reason": reason, "source": "body"}])
     value = new_token(given.kind)
     row = Token(
         id=str(uuid.uuid4()),
@@ -72,7 +80,7 @@ async def create_token(body: Body, plane: Plane, caller: AnyAdmin) -> Response:
         digest=digest_of(value),
         kind=given.kind,
         scopes=_scopes(given, caller),
-        expires_at=_expiry(given.expires_at),
+        expires_at=_expiry(given.expires_at, caller),
         created_by=caller.name,
         created_at=int(time.time()),
     )
@@ -121,9 +129,10 @@ async def get_token(token_id: str, plane: Plane, caller: AnyAdmin) -> Response:
 async def revoke_token(token_id: str, plane: Plane, caller: AnyAdmin) -> Response:
     """Revoke a token: the next request with it is answered 401."""
     async with plane.database.writing() as session:
+        await take_turns(session, _TOKENS)
         row = await _find(session, token_id, caller)
-        if row.name == BOOTSTRAP and row.created_by == "":
-            raise Conflict(f"this token is the one in {BOOTSTRAP}: change the variable and start again")
+        if plane.settings.admin_token and row.digest == digest_of(plane.settings.admin_token):
+            raise Conflict(f"this token is the one in {BOOTSTRAP}: change or unset the variable and start again")
         await _check_not_last(session, row)
         await _tell(session, caller, "revoke", row, {})
         await session.delete(row)
@@ -148,9 +157,18 @@ async def _limit(session: AsyncSession, given: CreateToken, caller: Principal) -
     return (await find(session, limit, lock=True)).id
 
 
-def _expiry(text: str | None) -> int | None:
+def _expiry(text: str | None, caller: Principal) -> int | None:
+    """Raises InvalidParameters, or Forbidden for a token that would outlive its maker."""
+    latest = caller.expires_at
     if text is None:
-        return None
+        return latest
+    seconds = _seconds(text)
+    if latest is not None and seconds > latest:
+        raise Forbidden(f"a token cannot outlive its maker: expires_at must be no later than {_time(latest)}")
+    return seconds
+
+
+def _seconds(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -168,13 +186,18 @@ def _invalid_expiry(reason: str) -> InvalidParameters:
 
 
 async def _check_not_last(session: AsyncSession, row: Token) -> None:
-    """Somebody must be able to make tokens: the last that may, everywhere and still, stays."""
-    if "admin" not in row.scopes or row.control_plane_id is not None:
+    """Somebody must be able to make tokens: the last that may, everywhere and for a while yet, stays.
+
+    Where all such tokens expire, as some operators want it, the one that leaked can still be revoked: who is left needs
+    no more than the time to notice. Once nobody is left, the next start makes a token.
+    """
+    if "admin" not in row.scopes or row.control_plane_id is not None or has_expired(row):
         return
-    lives = or_(Token.expires_at.is_(None), Token.expires_at > int(time.time()))
-    others = select(Token).where(Token.id != row.id, Token.control_plane_id.is_(None), lives)
-    if not any("admin" in other.scopes for other in (await session.execute(others)).scalars()):
-        raise Conflict("this is the last token that may make tokens: make another first")
+    if all(other.id == row.id for other in await admins(session, time.time() + _HEIR_SECONDS)):
+        raise Conflict(
+            "this is the last token that may make tokens (those that expire within a day do not count): "
+            "make another first"
+        )
 
 
 async def _find(session: AsyncSession, token_id: str, caller: Principal) -> Token:

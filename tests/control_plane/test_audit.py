@@ -10,6 +10,7 @@ from sqlalchemy import event, func, select
 
 from control_plane import audit
 from control_plane.models import AUDIT_LOG
+from control_plane.throttle import MOST_TOLD
 from tests.control_plane.callers import bearing, caller, make_token
 from tests.control_plane.client import Client
 
@@ -126,6 +127,62 @@ async def test_a_token_that_tries_what_it_may_not_is_told(client: Client) -> Non
     (line,) = await lines(client, outcome="denied")
     assert line["principal"]["name"] == "curious"
     assert line["details"]["method"] == "DELETE"
+
+
+async def test_a_key_in_a_path_is_in_no_line(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """API keys may stand where an id could: paths are told with a parameter in their place."""
+    path = f"/v2/control-planes/{client.id}/core-entities/key-auths"
+    async with caller(client, "read") as reader:
+        await reader.call("DELETE", f"key-auths/{SECRET}", expect=403)
+        await reader.call("PATCH", f"/admin/first/key-auths/{SECRET}", {}, 403)
+    await bearing(client, "kpat_nobody").get(f"key-auths/{SECRET}", expect=401)
+    told = await lines(client)
+    assert SECRET not in str(told)
+    assert [line["details"]["path"] for line in told if line["outcome"] != "done"] == [
+        f"{path}/{{key}}",
+        "/admin/first/key-auths/{key}",
+        f"{path}/{{key}}",
+    ]
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("the disk is full")
+
+    engine = client.plane.database.engine.sync_engine
+    event.listen(engine, "commit", fail)
+    try:
+        await client.call("PUT", f"consumers/c/key-auth/{SECRET}", {}, 404)
+        await client.call("PUT", f"consumers/{SECRET}", {}, 500)
+    finally:
+        event.remove(engine, "commit", fail)
+    (line,) = [line for line in caplog.messages if "failed" in line]
+    assert line.startswith(f"PUT /v2/control-planes/{client.id}/core-entities/consumers/{{key}} failed")
+
+
+async def test_attempts_beyond_a_tokens_rights_are_told_wherever_they_are_found_out(client: Client) -> None:
+    other = await client.another("other")
+    apply = f"/v2/control-planes/{client.id}/apply"
+    attempts: list[tuple[str, str, Any]] = [
+        ("POST", "/v2/tokens", {"name": "t", "scopes": ["write"]}),
+        ("POST", "/v2/tokens", {"name": "t", "scopes": ["read"], "control_plane_id": other.id}),
+        ("POST", "/v2/tokens", {"name": "t", "scopes": ["read"], "expires_at": "9999-01-01T00:00:00Z"}),
+        ("POST", apply, {"commit": True}),
+        ("POST", apply, {"include_secrets": True}),
+        ("GET", f"/v2/audit-logs?control_plane_id={other.id}", None),
+    ]
+    for number, (method, path, body) in enumerate(attempts):
+        rights = {"control_plane_id": client.id, "expires_at": "2099-01-01T00:00:00Z"}
+        async with caller(client, "read", "admin", name=f"curious {number}", **rights) as curious:
+            await curious.call(method, path, body, 403)
+        (line,) = await lines(client, outcome="denied", principal=f"curious {number}")
+        assert line["details"]["path"] == path.partition("?")[0]
+
+
+async def test_strangers_do_not_use_up_what_is_told_of_others(client: Client) -> None:
+    for number in range(MOST_TOLD):
+        client.plane.throttle.tells("login", f"refused 192.0.2.{number}")
+    async with caller(client, "read") as curious:
+        await curious.call("DELETE", f"/v2/control-planes/{client.id}", expect=403)
+    assert len(await lines(client, outcome="denied")) == 1
 
 
 async def test_pages_meet_each_line_once_while_the_log_grows(client: Client) -> None:

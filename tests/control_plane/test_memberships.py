@@ -94,6 +94,18 @@ async def test_a_limited_token_takes_in_nobody_whom_it_may_not_touch(client: Cli
         await writer.call("POST", f"{path}/group-memberships/{verb}", ids(client.id), 403)
 
 
+async def test_a_limited_token_leaves_in_whom_it_may_not_touch_and_sees_ids_only(client: Client) -> None:
+    path = await group_of(client, client.id)
+    await client.call("PATCH", f"/v2/control-planes/{client.id}", {"description": "of another team"})
+    async with caller(client, "read", "admin", control_plane_id=path.rpartition("/")[2]) as limited:
+        refused = await limited.call("PUT", f"{path}/group-memberships", ids(), 403)
+        assert refused["limited_to"] in path
+        assert (await limited.get(f"{path}/group-memberships"))["data"] == [{"id": client.id}]
+    assert await names(client, path) == ["first"]
+    (line,) = (await client.get("/v2/audit-logs", {"outcome": "denied"}))["data"]
+    assert line["details"]["path"] == f"{path}/group-memberships"
+
+
 async def test_a_change_of_members_has_its_line(client: Client) -> None:
     path = await group_of(client, client.id)
     (line,) = (await client.get("/v2/audit-logs", {"entity_id": path.rpartition("/")[2], "action": "update"}))["data"]

@@ -77,7 +77,7 @@ def test_memory_is_bounded_and_the_noisiest_stays_known() -> None:
         throttle.refused(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", f"t{number:07d}")
         if number % 1000 == 0:
             throttle.refused("192.0.2.1", "deadbeef")
-        throttle.tells(f"event {number}")
+        throttle.tells("login", f"event {number}")
     assert len(throttle._records) <= 10_000
     assert len(throttle._told) <= 10_000
     assert throttle.refused("192.0.2.1", "feedfeed") > 0
@@ -86,16 +86,16 @@ def test_memory_is_bounded_and_the_noisiest_stays_known() -> None:
 def test_an_event_is_told_once_a_minute() -> None:
     clock = Clock()
     throttle = Throttle(clock)
-    assert throttle.tells("refused 192.0.2.1")
-    assert not throttle.tells("refused 192.0.2.1")
-    assert throttle.tells("refused 192.0.2.2")
+    assert throttle.tells("login", "refused 192.0.2.1")
+    assert not throttle.tells("login", "refused 192.0.2.1")
+    assert throttle.tells("login", "refused 192.0.2.2")
     clock.now += 60
-    assert throttle.tells("refused 192.0.2.1")
+    assert throttle.tells("login", "refused 192.0.2.1")
 
 
 def test_many_addresses_do_not_fill_the_log() -> None:
     clock = Clock()
     throttle = Throttle(clock)
-    assert sum(throttle.tells(f"refused 10.0.{n >> 8}.{n & 255}") for n in range(5000)) == MOST_TOLD
+    assert sum(throttle.tells("login", f"refused 10.0.{n >> 8}.{n & 255}") for n in range(5000)) == MOST_TOLD
     clock.now += 60
-    assert throttle.tells("refused 192.0.2.1")
+    assert throttle.tells("login", "refused 192.0.2.1")

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import JSON, Connection, column, insert, select, table, update
 
+from control_plane.api.exchange import rfc3339
+from control_plane.app import create_app
 from control_plane.auth import SCOPES
 from control_plane.database import Database
 from control_plane.models import Token
+from control_plane.plane import ControlPlane
+from control_plane.settings import Settings
 from tests.control_plane.callers import bearing, caller, make_token
 from tests.control_plane.client import TOKEN, Client
 
@@ -82,6 +92,7 @@ async def test_an_expired_token_hears_that_it_expired(client: Client) -> None:
         ({"name": "a", "expires_at": "0001-01-01T00:00:00+01:00"}, "expires_at"),
         ({"name": "a", "expires_at": "9999-12-31T23:59:59-01:00"}, "expires_at"),
         ({"name": "a", "digest": "x"}, "digest"),
+        ({"name": "TANDEM_ADMIN_TOKEN"}, "name"),
     ],
 )
 async def test_a_wrong_token_is_refused_by_field(client: Client, body: dict[str, Any], field: str) -> None:
@@ -264,16 +275,101 @@ async def test_nobody_gives_what_they_lack(client: Client) -> None:
     assert "control plane" in missing["message"]
 
 
-async def test_the_last_token_that_may_make_tokens_stays(client: Client) -> None:
-    bootstrap = (await client.get("/v2/tokens"))["data"][0]
-    refused = await client.call("DELETE", f"/v2/tokens/{bootstrap['id']}", expect=409)
-    assert "TANDEM_ADMIN_TOKEN" in refused["message"]
-    async with client.plane.database.writing() as session:
-        await session.execute(update(Token).values(name="first admin"))
-    refused = await client.call("DELETE", f"/v2/tokens/{bootstrap['id']}", expect=409)
-    assert "make another first" in refused["message"]
-    heir = await make_token(client, scopes=["admin"])
-    await bearing(client, heir["token"]).call("DELETE", f"/v2/tokens/{bootstrap['id']}", expect=204)
+async def test_nothing_outlives_its_maker(client: Client) -> None:
+    until = "2099-01-01T00:00:00Z"
+    async with caller(client, *SCOPES, expires_at=until) as mortal:
+        assert (await make_token(mortal))["expires_at"] == "2099-01-01T00:00:00.000Z"
+        assert (await make_token(mortal, expires_at="2098-01-01T00:00:00Z"))["expires_at"].startswith("2098")
+        await make_token(mortal, expires_at=until)
+        refused = await make_token(mortal, 403, expires_at="2099-01-01T00:00:01Z")
+        assert "expires_at must be no later than 2099-01-01T00:00:00.000Z" in refused["message"]
+
+
+def starting(state: Path, url: str, token: str = "") -> Settings:
+    return Settings(state, url, grpc_port=0, admin_token=token)
+
+
+@contextlib.asynccontextmanager
+async def started(state: Path, url: str, token: str = "") -> AsyncIterator[Client]:
+    """A start with this value in TANDEM_ADMIN_TOKEN: a client that bears it or, without one, what the start made."""
+    async with ControlPlane(starting(state, url, token)).running() as plane:
+        headers = {"authorization": f"Bearer {token or (state / 'admin.token').read_text()}"}
+        transport = httpx.ASGITransport(create_app(plane), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://plane", headers=headers) as http:
+            yield Client(plane, http)
+
+
+async def test_the_last_token_that_may_make_tokens_stays(tmp_path: Path, database_url: str) -> None:
+    async with started(tmp_path, database_url) as client:
+        (first,) = (await client.get("/v2/tokens"))["data"]
+        soon = rfc3339((int(time.time()) + 600) * 1000)
+        await make_token(client, scopes=["admin"], expires_at=soon)
+        refused = await client.call("DELETE", f"/v2/tokens/{first['id']}", expect=409)
+        assert "make another first" in refused["message"]
+        heir = await make_token(client, scopes=["admin"])
+        await bearing(client, heir["token"]).call("DELETE", f"/v2/tokens/{first['id']}", expect=204)
+
+
+async def test_the_last_two_cannot_revoke_each_other(tmp_path: Path, database_url: str) -> None:
+    async with started(tmp_path, database_url) as client:
+        for _ in range(8):
+            (last,) = (await client.get("/v2/tokens"))["data"]
+            heir = await make_token(client, scopes=["admin"])
+            other = bearing(client, heir["token"])
+            one, two = await asyncio.gather(
+                client.http.delete(f"/v2/tokens/{heir['id']}"), other.http.delete(f"/v2/tokens/{last['id']}")
+            )
+            assert sorted([one.status_code, two.status_code])[0] == 204
+            assert sorted([one.status_code, two.status_code])[1] in (401, 409)
+            client = client if one.status_code == 204 else other
+
+
+async def test_a_token_is_revoked_once(client: Client) -> None:
+    for _ in range(8):
+        made = await make_token(client)
+        gone = await asyncio.gather(*(client.http.delete(f"/v2/tokens/{made['id']}") for _ in range(2)))
+        assert sorted(answer.status_code for answer in gone) == [204, 404]
+    assert len((await client.get("/v2/audit-logs", {"action": "revoke"}))["data"]) == 8
+
+
+async def test_the_token_of_the_variable_is_valid_for_as_long_as_the_variable_holds_it(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with started(tmp_path, database_url, "kpat_of-the-variable") as client:
+        (shown,) = (await client.get("/v2/tokens"))["data"]
+        heir = await make_token(client, scopes=["admin"], name="heir")
+        refused = await client.call("DELETE", f"/v2/tokens/{shown['id']}", expect=409)
+        assert "change or unset the variable" in refused["message"]
+    async with started(tmp_path, database_url, "kpat_another-one") as client:
+        await bearing(client, "kpat_of-the-variable").get("/v3/users/me", expect=401)
+    async with ControlPlane(starting(tmp_path, database_url)).running() as plane:
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(create_app(plane)), base_url="http://plane")
+        client = bearing(Client(plane, http), heir["token"])
+        await bearing(client, "kpat_another-one").get("/v3/users/me", expect=401)
+        assert [item["name"] for item in (await client.get("/v2/tokens"))["data"]] == ["heir"]
+        assert not (tmp_path / "admin.token").exists()
+
+
+async def test_a_start_makes_a_token_when_nobody_is_left_who_may(tmp_path: Path, database_url: str) -> None:
+    async with started(tmp_path, database_url) as client:
+        before = client.http.headers["authorization"]
+        await make_token(client, scopes=["read", "write"])
+        await make_token(client, scopes=["admin"], control_plane_id=(await client.another("first")).id)
+        async with client.plane.database.writing() as session:
+            await session.execute(update(Token).where(Token.created_by == "").values(expires_at=1))
+    async with started(tmp_path, database_url) as client:
+        assert client.http.headers["authorization"] != before
+        await make_token(client, scopes=["admin"])
+
+
+async def test_a_token_that_somebody_called_like_the_variable_is_theirs(tmp_path: Path, database_url: str) -> None:
+    """No one can now; tokens that are called so from before must not vanish."""
+    async with started(tmp_path, database_url) as client:
+        made = await make_token(client)
+        async with client.plane.database.writing() as session:
+            await session.execute(update(Token).where(Token.id == made["id"]).values(name="TANDEM_ADMIN_TOKEN"))
+    async with started(tmp_path, database_url, "kpat_of-the-variable") as client:
+        await bearing(client, made["token"]).get("/v3/users/me")
 
 
 # -- throttling
@@ -296,6 +392,26 @@ async def test_wrong_tokens_end_in_429_and_a_valid_one_always_passes(client: Cli
 async def test_a_request_without_a_token_is_no_guess(client: Client) -> None:
     for _ in range(30):
         assert (await client.http.get("/v3/users/me", headers={"authorization": ""})).status_code == 401
+
+
+async def test_a_request_with_many_tokens_is_refused_before_they_are_looked_up(client: Client) -> None:
+    async def send(count: int) -> httpx.Response:
+        tokens = [("kong-admin-token", f"kpat_guess_{number}") for number in range(count)]
+        return await client.http.get("/v3/users/me", headers=[("authorization", ""), *tokens])
+
+    refused = await send(2000)
+    assert refused.status_code == 400
+    assert "at most 4 tokens, not 2000" in refused.json()["message"]
+    assert [(await send(4)).status_code for _ in range(3)] == [401, 401, 429]
+
+
+async def test_an_address_that_is_none_is_remembered_in_short(client: Client) -> None:
+    """Behind a proxy the address is whatever the client wrote into a header."""
+    transport = httpx.ASGITransport(client.http._transport.app, client=("x" * 60_000, 1))  # type: ignore[attr-defined]
+    async with httpx.AsyncClient(transport=transport, base_url="http://plane") as http:
+        await http.get("/v3/users/me", headers={"authorization": "Bearer kpat_guess"})
+    (line,) = (await client.get("/v2/audit-logs", {"action": "login"}))["data"]
+    assert line["client_address"] == "x" * 64
 
 
 # -- tokens of before
