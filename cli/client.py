@@ -41,10 +41,12 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """What a caller agrees to beforehand: taking over what others own, deleting an alarming share."""
+    """What a caller agrees to beforehand: taking over what others own, deleting an alarming share; or leaving what
+    others own where a plan would delete it."""
 
     adopt: bool = False
     force: bool = False
+    spare: bool = False
 
 
 NO_CONSENT = Consent()
@@ -283,7 +285,8 @@ class ControlPlane:
 
 def _wishes(select_tags: Sequence[str], consent: Consent) -> dict[str, Any]:
     wishes: dict[str, Any] = {"select_tags": list(select_tags)} if select_tags else {}
-    return {**wishes, **({"adopt": True} if consent.adopt else {}), **({"force": True} if consent.force else {})}
+    given = {"adopt": consent.adopt, "force": consent.force, "spare": consent.spare}
+    return {**wishes, **{name: True for name, agreed in given.items() if agreed}}
 
 
 def _was_sent(steps: Sequence[str]) -> bool:

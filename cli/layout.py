@@ -57,7 +57,8 @@ def draft(wish: Wish, recipe: Recipe | None, before: StackState | None, environm
         name=wish.name,
         control_plane_name=wish.control_plane_name or old.control_plane_name or _control_plane_name(wish, recipe),
         control_plane_id=old.control_plane_id,
-        select_tags=list(old.select_tags) or _expected_tags(wish, recipe),
+        select_tags=list(old.select_tags) or _expected_tags(wish, recipe, old.applied),
+        applied=old.applied,
         simulated=_is_simulated(wish, recipe, environment, old.values),
         workers=wish.workers or old.workers,
         ports={**DEFAULT_PORTS, **old.ports, **wish.ports},
@@ -77,9 +78,9 @@ def _control_plane_name(wish: Wish, recipe: Recipe | None) -> str:
     return recipe.control_plane_name if recipe else wish.name
 
 
-def _expected_tags(wish: Wish, recipe: Recipe | None) -> list[str]:
-    """Of what somebody else will apply: most likely the recipe's file."""
-    return [] if recipe is None or wish.apply else recipes.select_tags_of(wish.name, recipe)
+def _expected_tags(wish: Wish, recipe: Recipe | None, applied: bool) -> list[str]:
+    """Of what somebody else will apply: most likely the recipe's file, where no file without tags was applied."""
+    return [] if recipe is None or wish.apply or applied else recipes.select_tags_of(wish.name, recipe)
 
 
 def _is_simulated(

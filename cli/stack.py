@@ -19,7 +19,7 @@ import httpx
 
 from cli import layout, recipes
 from cli.certificates import pair_in, write_pair
-from cli.client import Connection, ControlPlane
+from cli.client import Connection, Consent, ControlPlane
 from cli.declarative import Outcome, apply_declared, reset_entities
 from cli.errors import CliError, Faults, Interrupted, OutcomeUnknown
 from cli.files import Declared, read_files
@@ -202,6 +202,7 @@ class Startup:
             outcome = apply_declared(plane, self._state.control_plane_id, declared, (), "sync", commit=True)
         self._report.outcome = outcome
         self._state.select_tags = recipes.select_tags(declared.document)
+        self._state.applied = True
 
     def _save(self) -> None:
         self._folder.save(self._state)
@@ -272,10 +273,10 @@ class Teardown:
 def take_down(
     folder: StackFolder, state: StackState, output: Output, *, keep_control_plane: bool, everything: bool = False
 ) -> Teardown:
-    """Remove the recipe's entities and stop what was started.
+    """Remove the file's entities and stop what was started.
 
-    The control plane goes too, unless it holds what does not carry the recipe's tags; with `everything` it goes in any
-    case. When it is to be kept, it goes on running: it would otherwise keep nothing that anyone could look at.
+    The control plane goes too, unless it holds more than that; with `everything` it goes in any case. When it is to be
+    kept, it goes on running: it would otherwise keep nothing that anyone could look at.
     """
     teardown = Teardown()
     output.mask.add(state.token, *state.values.values())
@@ -303,17 +304,17 @@ def _remove_from_control_plane(state: StackState, teardown: Teardown, keep: bool
             if row is None:
                 return
             if not everything:
-                _remove_tagged(plane, row["id"], state, teardown)
+                _remove_ours(plane, row["id"], state, teardown)
             if keep:
                 return
-            if rest := _rest(plane, row["id"], state) if not everything else "":
+            if rest := _rest(plane, row["id"]) if not everything else "":
                 teardown.notes.append(
-                    f"control plane {state.control_plane_name} stays in its database, with what does not carry "
-                    f"{_tags(state)}: {rest} (recipe down --all removes that too)"
+                    f"control plane {state.control_plane_name} stays in its database, with what "
+                    f"{_why_it_stays(state)}: {rest} (recipe down --all removes that too)"
                 )
             else:
                 plane.delete(row["id"])
-                held = " and all it held" if everything or not state.select_tags else ""
+                held = " and all it held" if everything else ""
                 teardown.done.append(f"deleted control plane {state.control_plane_name}{held}")
             state.control_plane_id = ""
         except Interrupted:
@@ -325,26 +326,27 @@ def _remove_from_control_plane(state: StackState, teardown: Teardown, keep: bool
             teardown.notes.append(f"nothing was removed from the control plane: {error.message}")
 
 
-def _remove_tagged(plane: ControlPlane, control_plane_id: str, state: StackState, teardown: Teardown) -> None:
-    if not state.select_tags:
+def _remove_ours(plane: ControlPlane, control_plane_id: str, state: StackState, teardown: Teardown) -> None:
+    """What carries the file's tags; of a file without tags, what no other set of select tags owns."""
+    if not (state.select_tags or state.applied):
         return
-    outcome = reset_entities(plane, control_plane_id, state.select_tags, commit=True)
+    consent = Consent(spare=not state.select_tags)
+    outcome = reset_entities(plane, control_plane_id, state.select_tags, commit=True, consent=consent)
     if outcome.changes:
-        teardown.done.append(
-            f"removed {outcome.changes} entities tagged {_tags(state)} from {state.control_plane_name}"
-        )
+        tagged = f" tagged {', '.join(state.select_tags)}" if state.select_tags else ""
+        teardown.done.append(f"removed {outcome.changes} entities{tagged} from {state.control_plane_name}")
 
 
-def _rest(plane: ControlPlane, control_plane_id: str, state: StackState) -> str:
-    """How many of each collection are held beside the recipe's. A file without tags owns everything."""
-    if not state.select_tags:
-        return ""
+def _rest(plane: ControlPlane, control_plane_id: str) -> str:
+    """How many of each collection are still held."""
     held = {name: rows for name, rows in plane.document(control_plane_id, ()).items() if isinstance(rows, list)}
     return ", ".join(f"{name.replace('_', ' ')} ({len(rows)})" for name, rows in held.items() if rows)
 
 
-def _tags(state: StackState) -> str:
-    return ", ".join(state.select_tags)
+def _why_it_stays(state: StackState) -> str:
+    if state.select_tags:
+        return f"does not carry {', '.join(state.select_tags)}"
+    return "other sets of select tags own" if state.applied else "recipe up did not apply"
 
 
 def _stop_processes(folder: StackFolder, state: StackState, teardown: Teardown, keep_control_plane: bool) -> None:

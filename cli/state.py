@@ -45,6 +45,8 @@ class StackState:
     control_plane_name: str = ""
     control_plane_id: str = ""
     select_tags: list[str] = field(default_factory=list)
+    applied: bool = False
+    """Whether `up` applied a file. One without tags governs what nobody owns; without any, nothing is ours."""
     simulated: bool = True
     workers: int = 1
     ports: dict[str, int] = field(default_factory=dict)

@@ -48,12 +48,14 @@ def make_plan(
     select_tags: Sequence[str] = (),
     owners: Owners | None = None,
     adopt: bool = False,
+    spare: bool = False,
     now: int,
     new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
 ) -> Plan:
     """`apply` never deletes; `reset` deletes all that carries the tags, whatever the document says.
 
     `adopt`: what others own is taken over where the document declares it, and deleted where it does not.
+    `spare`: what others own is left to them, also where it would be deleted.
     Raises DocumentRefused with every fault.
     """
     reach = Reach(frozenset(select_tags), owners or Owners(), holdings, declaration.lookup_tags)
@@ -61,7 +63,7 @@ def make_plan(
     if mode != "reset":
         planner.declare(declaration.items)
     if mode != "apply":
-        planner.delete_undeclared(sparing=mode == "sync")
+        planner.delete_undeclared(counting=mode == "sync", spare=spare)
     return planner.finish()
 
 
@@ -257,16 +259,18 @@ class _Planner:
 
     # -- what goes, and whether all that stays can stay
 
-    def delete_undeclared(self, sparing: bool) -> None:
-        """`sparing`: deleting much of it would be a surprise."""
+    def delete_undeclared(self, counting: bool, spare: bool) -> None:
+        """`counting`: deleting much of it would be a surprise."""
         for row in reversed(list(ENTITY_TYPES.values())):
             declared, held = self._items[row.name], self._holdings.of(row.name)
             others = [each for entity_id, each in held.items() if entity_id not in declared]
-            going = [
-                each for each in others if self._reach.governs(each) and not (sparing and self._reach.looks_up(each))
-            ]
+            going = [each for each in others if self._reach.governs(each)]
+            if counting:
+                going = [each for each in going if not self._reach.looks_up(each)]
+            if spare:
+                going = [each for each in going if self._reach.owners.of(each) in (NOBODY, self._tags)]
             self._plan.deletes += going
-            if sparing:
+            if counting:
                 self._plan.governed += len(going) + self._governed_among(row, declared, len(held) - len(others))
 
     def _governed_among(self, row: EntityType, declared: Mapping[str, Item], count: int) -> int:
@@ -376,8 +380,12 @@ class _Planner:
     def _conflict(self, gone: Row, held: Row) -> None:
         entity = f"{gone.type.kind} {label(gone)}"
         child = f"{held.type.kind} {title(held, {gone.type.name: {gone.id: label(gone)}})}"
-        looked_up = "is kept by _info.default_lookup_tags"
-        why = looked_up if self._reach.governs(held) else f"does not carry {words(self._tags)}"
+        if self._reach.looks_up(held):
+            why = "is kept by _info.default_lookup_tags"
+        elif self._tags:
+            why = f"does not carry {words(self._tags)}"
+        else:
+            why = f"is owned by {words(self._reach.owners.of(held))}"
         text = f"cannot be deleted: {child} refers to it and {why}"
         self._faults.append(
             {**fault((), entity, Violation((), text)), "conflict": {"kind": held.type.kind, "id": held.id}}

@@ -75,7 +75,8 @@ def up(output: Output, /, name: str | None, no_apply: bool, **flags: Any) -> Non
 def down(output: Output, /, name: str | None, keep_control_plane: bool, everything: bool) -> None:
     """Remove what a recipe brought and stop what `up` started.
 
-    The control plane stays in its database when it holds more than what carries the recipe's tags.
+    That is what carries the file's tags; of a file without tags, what no other set of select tags owns. The control
+    plane stays in its database when it holds more.
     """
     if everything and (keep_control_plane or name):
         raise click.UsageError("--all takes no name and no --keep-control-plane: it removes every stack")

@@ -43,6 +43,8 @@ class PlanRequest(BaseModel):
     mode: Mode = "sync"
     adopt: bool = False
     """Take over what other sets of select tags own, where the plan would change or delete it."""
+    spare: bool = False
+    """Leave what other sets of select tags own to them, where the plan would delete it."""
 
 
 class ApplyRequest(PlanRequest):
@@ -162,6 +164,7 @@ async def _plan(work: Undertaking, declaration: Declaration, request: PlanReques
         select_tags=declaration.select_tags,
         owners=work.owners,
         adopt=request.adopt,
+        spare=request.spare,
         now=int(time.time()),
     )
 

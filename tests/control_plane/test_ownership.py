@@ -65,6 +65,26 @@ async def test_owners_go_with_their_entities_however_those_go(client: Client) ->
     assert await owners_of(client) == {"two": '["a"]'}
 
 
+async def test_a_reset_that_spares_others_deletes_only_what_is_its_own(client: Client) -> None:
+    await client.apply(services("theirs"), select_tags=["a"])
+    await client.apply(services("mine"), mode="apply")
+    await client.call("POST", "services", {"name": "nobodys", "host": "x.test"}, 201)
+    refused = await client.apply(EMPTY, 400, mode="reset")
+    assert [fault["owner"] for fault in refused["errors"]] == [["a"]]
+    assert summary(await client.apply(EMPTY, mode="reset", spare=True)) == (0, 0, 2)
+    assert await owners_of(client) == {"theirs": '["a"]'}
+
+
+async def test_what_others_hang_under_ones_own_is_spared_by_refusing_the_reset(client: Client) -> None:
+    await client.apply(services("mine"))
+    theirs = {**EMPTY, "routes": [{"name": "theirs", "paths": ["/"], "service": {"name": "mine"}}]}
+    await client.apply(theirs, select_tags=["a"])
+    refused = await client.apply(EMPTY, 400, mode="reset", spare=True)
+    (fault,) = refused["errors"]
+    assert fault["entity"] == "service mine"
+    assert fault["message"] == "cannot be deleted: route theirs refers to it and is owned by the tag 'a'"
+
+
 @pytest.mark.parametrize("tags", [[], ["a"], ["b"], ["a", "b", "c"]])
 async def test_a_plan_that_would_change_what_others_own_stops_and_says_whose_it_is(
     client: Client, tags: list[str]

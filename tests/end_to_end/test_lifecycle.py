@@ -72,6 +72,73 @@ def test_what_does_not_carry_the_tag_survives_a_down_and_serves_again_after_the_
     assert home.ask(prompt("simple")).status_code == 200
 
 
+OWN = """
+_format_version: "3.0"
+services:
+  - {name: own, host: own.test, routes: [{name: own, paths: [/own]}]}
+"""
+THEIRS = """
+_format_version: "3.0"
+_info: {select_tags: [teamx]}
+services:
+  - {name: theirs, host: theirs.test, routes: [{name: theirs, paths: [/theirs]}]}
+consumers:
+  - {username: theirs, keyauth_credentials: [{key: theirs-key-0123456789}]}
+"""
+
+
+def services_of(stack: Stack) -> set[str]:
+    with stack.control_client() as control:
+        base = f"/v2/control-planes/{stack.control_plane_id()}/core-entities"
+        return {service["name"] for service in control.get(f"{base}/services").json()["data"]}
+
+
+def test_down_after_a_file_without_tags_leaves_what_others_own(home: Stack, tmp_path: Path) -> None:
+    own, theirs = tmp_path / "own.yaml", tmp_path / "theirs.yaml"
+    own.write_text(OWN)
+    theirs.write_text(THEIRS)
+    flags = ("--file", str(own), "--control-plane-name", "shared")
+    assert home.up(*flags).returncode == 0
+    assert home.recipe("sync", str(theirs)).returncode == 0
+    down = home.down()
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert "removed 2 entities from shared" in down.stdout
+    assert "deleted control plane" not in down.stdout
+    assert "what other sets of select tags own: consumers (1), services (1)" in down.stderr
+    assert home.up("--no-apply", "--control-plane-name", "shared").returncode == 0
+    assert services_of(home) == {"theirs"}
+
+
+def test_down_after_a_file_without_tags_deletes_a_control_plane_that_holds_nothing_else(
+    home: Stack, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    assert home.up("--file", str(tmp_path / "own.yaml")).returncode == 0
+    down = home.down()
+    assert "removed 2 entities from model-based-routing-recipe" in down.stdout, down.stdout + down.stderr
+    assert "deleted control plane model-based-routing-recipe\n" in down.stdout
+
+
+def test_down_after_nothing_was_applied_removes_nothing(home: Stack, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(OWN)
+    ports = zip(
+        ("--proxy-port", "--control-plane-port", "--grpc-port", "--status-port"),
+        (home.proxy_port, home.control_port, home.grpc_port, home.status_port),
+        strict=True,
+    )
+    flags = [text for name, port in ports for text in (name, str(port))]
+    file = ("--file", str(tmp_path / "own.yaml"))
+    assert home.recipe("up", "bare", *file, "--no-apply", *flags).returncode == 0
+    assert home.recipe("sync", *file[1:]).returncode == 0
+    down = home.recipe("down", "bare")
+    assert down.returncode == 0
+    assert "what recipe up did not apply: services (1)" in down.stderr
+    assert "removed" not in down.stdout
+    assert "deleted" not in down.stdout
+    assert home.recipe("up", "bare", *file, "--no-apply", *flags).returncode == 0
+    assert "deleted control plane bare and all it held" in home.recipe("down", "--all").stdout
+
+
 def test_down_stops_everything_and_a_second_one_has_nothing_to_do(home: Stack) -> None:
     assert home.up().returncode == 0
     first = home.down()
