@@ -186,7 +186,7 @@ class _Planner:
             return
         if before is None and not (_given_id(item) or is_recognisable(row, body)):
             keys = " or ".join(dict.fromkeys(name for fields in row.recognised_by for name in fields))
-            self._fault(item, Violation((), f"give it {keys} or id: without one, every sync would make it anew"))
+            self._fault(item, Violation((), f"give it a {keys} or an id: nothing else tells it from a new one"))
             return
         if before is None:
             self._plan.creates.append(Row(row, entity_id, written, row.time(self._now), row.time(self._now), complete))
@@ -234,13 +234,18 @@ class _Planner:
         entity_id = key.lower()
         if entity_id in self._items[parent.name]:
             return entity_id
-        indexes = [self._holdings.by(parent, (field_name,)).get((key,)) for field_name in parent.match]
-        candidates = [self._holdings.of(parent.name).get(entity_id), *indexes]
-        held = next((row for row in candidates if row is not None), None)
-        if held is None or held.id in self._items[parent.name]:  # the document calls that one something else
+        candidates = [self._holdings.of(parent.name).get(entity_id), *self._called(parent, key)]
+        declared_ids = self._items[parent.name]
+        held = next((row for row in candidates if row is not None and row.id not in declared_ids), None)
+        if held is None:
             return None
         self._uses.append((item, name, held))
         return held.id
+
+    def _called(self, parent: EntityType, key: str) -> list[Row]:
+        """Rows that have this natural key so far."""
+        found = [self._holdings.by(parent, (field_name,)).get((key,)) for field_name in parent.match]
+        return [row for row in found if row is not None]
 
     def _partial_type(self, entity_id: str) -> str | None:
         """As the document says it, or else as it is. Partials are declared before plugins."""
@@ -249,6 +254,9 @@ class _Planner:
         return kind if isinstance(kind, str) and kind in PARTIALS.configs else None  # others are faults of their own
 
     def _unknown(self, parent: EntityType, key: str) -> str:
+        for row in self._called(parent, key):  # declared, or it would have been found
+            now = self._items[parent.name][row.id].label
+            return f"there is no {parent.kind} '{key}' any more: the document gives that one another name, '{now}'"
         known: set[str] = set()
         for field_name in parent.match:
             known |= self._named.get((parent.name, field_name), {}).keys()
@@ -316,7 +324,7 @@ class _Planner:
                     self._not_ours(before, item.path, "change")
             else:
                 self._plan.assigned.append((before, self._tags))
-                if owner:
+                if owner or not (before.type.is_link or self._tags <= set(before.tags)):
                     self._plan.adopted.append((before, owner))
         for row in self._plan.deletes:
             owner = self._owners.of(row)

@@ -84,7 +84,7 @@ def show(output: Output, outcome: Outcome, json_output: bool) -> None:
 def remarks(plan: dict[str, Any]) -> Iterator[str]:
     """What decK's form has no place for: whose entities are taken over, and what should make one stop."""
     for entity in plan.get("adopting") or []:
-        owner = ", ".join(entity["owner"])
+        owner = ", ".join(entity["owner"]) or "nobody"
         yield f"adopting {entity['kind']} {entity['name']}, which was owned by {owner}"
     for warning in plan.get("warnings") or []:
         yield f"warning: {warning}"

@@ -147,6 +147,21 @@ async def test_adopting_without_a_change_moves_ownership_too(client: Client) -> 
     assert await owners_of(client) == {}
 
 
+async def test_adopting_what_is_nobodys_and_carries_no_tag_leaves_a_line_and_declaring_what_does_leaves_none(
+    client: Client,
+) -> None:
+    await client.apply(
+        {**EMPTY, "services": [*services("bare")["services"], *services("tagged", tags=["a"])["services"]]}
+    )
+    both = services("bare", "tagged")
+    await client.apply(both, 400, select_tags=["a"])
+    adopted = await client.apply(both, select_tags=["a"], adopt=True)
+    assert adopted["plan"]["adopting"] == [{"name": "bare", "kind": "service", "owner": []}]
+    assert await owners_of(client) == {"bare": '["a"]', "tagged": '["a"]'}
+    (line,) = await actions_of(client, "adopt")
+    assert (line["entity_name"], line["details"]) == ("bare", {"from": [], "to": ["a"]})
+
+
 async def test_what_is_nobodys_becomes_the_property_of_who_declares_it(client: Client) -> None:
     await client.apply(services("s", tags=["a"]))
     assert await owners_of(client) == {}

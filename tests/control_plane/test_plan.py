@@ -329,6 +329,31 @@ def test_secrets_are_masked_in_a_plan_and_a_changed_one_says_so() -> None:
     )
 
 
+def test_secrets_that_change_places_are_changes_of_both() -> None:
+    world = World()
+
+    def targets(*values: str) -> dict[str, Any]:
+        model = {"provider": "openai", "name": "m"}
+        listed = [
+            {
+                "route_type": "llm/v1/chat",
+                "model": model,
+                "auth": {"header_name": "Authorization", "header_value": text},
+            }
+            for text in values
+        ]
+        return {"plugins": [{"name": "ai-proxy-advanced", "config": {"targets": listed}}]}
+
+    world.apply(targets("one", "two", "three", "{vault://env/key}"))
+    body = world.plan(targets("two", "one", "three", "one")).shown()["changes"]["updating"][0]["body"]
+    shown = [[target["auth"]["header_value"] for target in body[side]["config"]["targets"]] for side in ("old", "new")]
+    changed = "[masked] (changed)"
+    assert shown == [
+        ["[masked]", "[masked]", "[masked]", "{vault://env/key}"],
+        [changed, changed, "[masked]", changed],
+    ]
+
+
 def test_names_are_those_that_deck_prints() -> None:
     plugin = {"name": "ai-prompt-decorator", "config": {"prompts": {"append": [{"content": "x"}]}}}
     shown = (

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from control_plane.errors import DocumentRefused
 from tests.control_plane.test_plan import ID, World, counts, faults, meaning, service
+from tests.pems import certificate_pem
+from tests.thorough import times
 
 KEY = '{"kty":"oct","k":"c2VjcmV0","kid":"one"}'
 
@@ -117,7 +121,7 @@ def test_what_would_never_be_recognised_again_is_refused(document: dict[str, Any
     with pytest.raises(DocumentRefused) as caught:
         World().plan(document, mode)
     ((_, message),) = faults(caught.value)
-    assert message.startswith("give it name or id")
+    assert message.startswith("give it a name or an id")
 
 
 @pytest.mark.parametrize(
@@ -134,3 +138,71 @@ def test_what_is_told_by_an_id_or_other_keys_needs_no_name(document: dict[str, A
     world = World()
     assert world.apply(document)
     assert not world.plan(document)
+
+
+def test_who_has_another_name_now_is_said() -> None:
+    held, renamed, referring, _ = HELD_AND_RENAMED[0]
+    world = World()
+    world.apply(held)
+    with pytest.raises(DocumentRefused) as caught:
+        world.plan({**renamed, **referring})
+    ((path, message),) = faults(caught.value)
+    assert path == ["routes", 0, "service"]
+    assert message.endswith("any more: the document gives that one another name, 'new'")
+
+
+def test_an_authority_is_told_by_its_certificate() -> None:
+    world = World()
+    document = {"ca_certificates": [{"cert": certificate_pem("authority", authority=True)}]}
+    world.apply(document)
+    assert not world.plan(document)
+
+
+# -- what holds for all documents
+
+IDS = st.sampled_from([ID.format(1), ID.format(2)])
+
+
+@st.composite
+def wandering(draw: st.DrawFn) -> dict[str, Any]:
+    """Few entities with several keys each, so that names, ids and references meet in all ways, also where they do not
+    belong to each other."""
+    users, names = ["u0", "u1", "u2"], ["s0", "s1"]
+    customs = iter(draw(st.permutations(["c0", "c1", None, None])))
+    people = [
+        {"username": name, **({"custom_id": custom} if (custom := next(customs)) else {}), **draw(an_id())}
+        for name in draw(st.lists(st.sampled_from(users), unique=True))
+    ]
+    services = [service(name, **draw(an_id())) for name in draw(st.lists(st.sampled_from(names), unique=True))]
+    document: dict[str, Any] = {"consumers": people, "services": services}
+    if draw(st.booleans()):
+        document["routes"] = [{"name": "r", "paths": ["/"], "service": {"name": draw(st.sampled_from(names))}}]
+    if draw(st.booleans()):
+        document["consumer_groups"] = [{"name": "g", "consumers": [{"username": draw(st.sampled_from(users))}]}]
+    return document
+
+
+def an_id() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional={"id": IDS})
+
+
+def accepts(world: World, document: dict[str, Any]) -> bool:
+    try:
+        world.apply(document)
+    except DocumentRefused:
+        return False
+    return True
+
+
+@settings(max_examples=times(300, 5000), deadline=None)
+@given(wandering(), wandering())
+def test_what_was_there_before_decides_neither_whether_a_document_is_taken_nor_what_it_means(
+    first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    world, alone = World(), World()
+    accepts(world, first)
+    taken = accepts(world, second)
+    assert accepts(alone, second) is taken
+    if taken:
+        assert meaning(world) == meaning(alone)
+        assert not world.plan(second)
