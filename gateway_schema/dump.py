@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway_schema.document import FORMAT_VERSION
-from gateway_schema.registry import ENTITY_TYPES, EntityType, Listed, Parent, children_of
+from gateway_schema.partials import Filter, FilterChain
+from gateway_schema.registry import ENTITY_TYPES, FILTER_CHAINS, EntityType, Listed, Parent, children_of
 
 
 class Homeless(ValueError):
@@ -95,7 +96,7 @@ class _Writer:
         keeps_id = row.keeps_id or not named or place in self._hashed_with
         hidden = {"created_at", "updated_at"} | row.computed | (set() if keeps_id else {"id"})
         body: dict[str, Any] = {}
-        for key, value in entity.items():
+        for key, value in (_spelt_out(entity) if row is FILTER_CHAINS else entity).items():
             if key in hidden or value is None or key == inside:
                 continue
             if key in row.parents:
@@ -135,6 +136,12 @@ class _Writer:
         name = self._name(listed.type, str(entry.get(key)))
         kept = {field: value for field, value in entry.items() if field not in {key, "name"}}
         return {"name": name, **kept} if name else dict(entry)
+
+
+def _spelt_out(chain: Mapping[str, Any]) -> dict[str, Any]:
+    """decK asks for no schema of filter chains: what a file leaves to a default always differs from what is shown."""
+    filters = [{"enabled": Filter.model_fields["enabled"].default, **each} for each in chain["filters"]]
+    return {"enabled": FilterChain.model_fields["enabled"].default, **chain, "filters": filters}
 
 
 def _may_stand_inside(row: EntityType, parent_field: str, entity: Mapping[str, Any]) -> bool:

@@ -300,6 +300,23 @@ def test_a_digest_is_written_with_the_id_that_it_was_made_with() -> None:
     assert "id" not in bob
 
 
+def test_a_filter_chain_is_written_with_its_defaults() -> None:
+    """decK has no other way to know them."""
+    off = {"name": "off", "enabled": False, "filters": [{"name": "g", "enabled": False}]}
+    chains = [{"name": "on", "filters": [{"name": "f", "config": {"a": None}}]}]
+    data = {
+        "_format_version": "3.0",
+        "services": [
+            {"name": "s", "host": "h", "filter_chains": chains, "routes": [{"name": "r", "filter_chains": [off]}]}
+        ],
+    }
+    (service,) = write_declaration(resolved(data))["services"]
+    assert service["filter_chains"] == [
+        {"name": "on", "enabled": True, "filters": [{"name": "f", "enabled": True, "config": {"a": None}}]}
+    ]
+    assert service["routes"][0]["filter_chains"] == [off]
+
+
 names = st.text(alphabet="abcdefgh-._~é", min_size=1, max_size=12)
 
 
