@@ -21,10 +21,26 @@ from cli.output import Output
 from cli.render import plan_json, plan_lines
 from cli.seconds import Seconds
 from cli.waiting import wait_for_receipts
+from gateway_schema.entities import check_tags
+
+
+def _checked_tags(_context: click.Context, _option: click.Parameter, tags: tuple[str, ...]) -> tuple[str, ...]:
+    """What no entity can carry selects nothing, and a file that says it could not be read again."""
+    try:
+        check_tags(list(tags))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return tags
+
 
 files_argument = click.argument("files", nargs=-1, metavar="[FILE|FOLDER|-]...")
 select_tag_option = click.option(
-    "--select-tag", "select_tags", multiple=True, metavar="TAG", help="Only entities with this tag; repeatable."
+    "--select-tag",
+    "select_tags",
+    multiple=True,
+    metavar="TAG",
+    callback=_checked_tags,
+    help="Only entities with this tag; repeatable.",
 )
 json_output_option = click.option("--json-output", is_flag=True, help="The plan as JSON, in decK's shape.")
 never_asks_option = click.option("--yes", "-y", is_flag=True, help="Accepted as decK does; nothing is asked anyway.")

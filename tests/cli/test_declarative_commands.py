@@ -147,6 +147,17 @@ def test_dump_gives_yaml_that_reads_the_same_and_keeps_files(
     assert json.loads(target.read_text()) == plane.document
 
 
+@pytest.mark.parametrize("tag", ["a/b", "a,b", ""])
+@pytest.mark.parametrize("command", ["dump", "reset", "sync"])
+def test_a_select_tag_that_no_entity_may_carry_is_refused(
+    recipe: Recipe, plane: FakeControlPlane, command: str, tag: str
+) -> None:
+    result = recipe(command, "--select-tag", tag)
+    assert result.code != 0
+    assert f"'--select-tag': invalid tag '{tag}'" in result.err
+    assert plane.requests == []
+
+
 @pytest.mark.parametrize("form", ["yaml", "json"])
 def test_what_looks_like_an_expression_is_no_way_to_the_secrets_of_whoever_syncs_a_dump(
     recipe: Recipe, plane: FakeControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
