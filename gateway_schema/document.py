@@ -175,12 +175,13 @@ class _Reader:
         return info
 
     def _read_defaults(self, defaults: Any, path: Path) -> None:
-        for kind, fields in self._record(defaults, path, {row.kind for row in _DEFAULTED}).items():
-            row = next((row for row in _DEFAULTED if row.kind == kind), None)
-            if isinstance(fields, Mapping) and row is not None:
-                self._defaults[kind] = _expand(row, dict(fields))
+        written = self._record(defaults, path, {row.kind for row in _DEFAULTED})
+        for row in _DEFAULTED:
+            fields = written.get(row.kind)
+            if isinstance(fields, Mapping) and _TEXT.issuperset(map(type, fields)):
+                self._defaults[row.kind] = _expand(row, dict(fields))
             elif fields is not None:
-                self._fault((*path, str(kind)), "expected a record")
+                self._fault((*path, row.kind), "expected a record with names as keys")
 
     def _tags(self, info: Mapping[str, Any], given: tuple[str, ...]) -> tuple[str, ...]:
         written = info.get("select_tags") or []

@@ -72,6 +72,9 @@ def test_the_url_shorthand_is_spelled_out() -> None:
         ({"plugins": [{"name": "a", "service": 3}]}, "plugins[0].service: expected a reference"),
         ({"plugins": [{"name": "a", "_config": "x"}]}, "plugins[0]._config: no entry 'x' in _plugin_configs"),
         ({"_info": {"select_tag": []}}, "_info.select_tag: unknown field (did you mean 'select_tags'?)"),
+        ({"_info": {"defaults": {"service": {1: 2}}}}, "_info.defaults.service: expected a record with names as keys"),
+        ({"_info": {"defaults": {"service": []}}}, "_info.defaults.service: expected a record"),
+        ({"_info": {"defaults": {"plugin": {}}}}, "_info.defaults.plugin: unknown field"),
         ({"_comment": "x"}, "_comment: unknown field"),
     ],
 )
