@@ -180,7 +180,10 @@ def _moment(flag: str, text: str) -> datetime.datetime:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise CliError(f"{flag} {text}: expected a date or time such as 2026-01-31 or 2026-01-31T12:00:00Z") from None
-    return moment.astimezone(datetime.UTC)
+    try:
+        return moment.astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        raise CliError(f"{flag} {text}: that is out of the range of dates") from None
 
 
 def entity_filter(plane: ControlPlane, control_plane_id: str, kind: str, name: str) -> dict[str, Any]:

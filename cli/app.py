@@ -2,7 +2,8 @@
 
 Exit codes: 0 it worked · 1 it failed · 2 changes were found and `--non-zero-exit-code` asked to be told so · 3 not
 running everywhere (a node refused or stayed silent, a part of the stack is not up) · 4 the answer to a change was
-lost, nobody knows whether it was made · 130 interrupted.
+lost, nobody knows whether it was made · 5 it was done, but its report could not be written · 130 interrupted · 141
+nobody reads the output any more (0 after a change that was made).
 TANDEM_DEBUG=1 shows the traceback of what nobody expected.
 """
 
@@ -25,8 +26,17 @@ from cli.commands.planes import control_plane, data_plane
 from cli.commands.plans import apply_plan
 from cli.commands.stack import down, env, list_recipes, logs, status, up
 from cli.commands.tokens import audit, token
-from cli.errors import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, CliError
-from cli.output import Output
+from cli.errors import (
+    EXIT_CODES,
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_NOBODY_READS,
+    EXIT_OK,
+    EXIT_UNREPORTED,
+    CliError,
+    Unwritten,
+)
+from cli.output import Output, standard_output
 
 
 class Recipe(click.Group):
@@ -62,7 +72,7 @@ for commands in SECTIONS.values():
 def main() -> None:
     """Entry point of the `recipe` command."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(sys.argv[1:], Output()))
+    sys.exit(run(sys.argv[1:], standard_output()))
 
 
 def run(arguments: list[str], output: Output) -> int:
@@ -81,12 +91,10 @@ def run(arguments: list[str], output: Output) -> int:
         output.error(error.format_message() + hint)
         return EXIT_ERROR
     except (KeyboardInterrupt, click.Abort):
-        output.note("interrupted")
+        output.note(f"{output.done}; interrupted" if output.done else "interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Who reads us has seen enough (`| head`). Nothing more can be written, not even the interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_ERROR
+    except Unwritten as error:
+        return _unwritten(error, output)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         output.error(f"{where}{error.strerror or error}")
@@ -95,9 +103,19 @@ def run(arguments: list[str], output: Output) -> int:
         return _unexpected(error, output)
 
 
+def _unwritten(error: Unwritten, output: Output) -> int:
+    if error.nobody_reads:
+        return EXIT_OK if output.done else EXIT_NOBODY_READS
+    if not output.done:
+        output.error(f"standard output: {error}")
+        return EXIT_ERROR
+    output.error(f"{output.done}, but its report could not be written: {error}")
+    return EXIT_UNREPORTED
+
+
 def _unexpected(error: Exception, output: Output) -> int:
     if os.environ.get("TANDEM_DEBUG") == "1":
-        output.note(traceback.format_exc())
+        output.notes(traceback.format_exc().rstrip())
     output.error(f"{type(error).__name__}: {error} (unexpected; TANDEM_DEBUG=1 shows where it came from)")
     return EXIT_ERROR
 

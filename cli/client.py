@@ -11,10 +11,12 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from cli.errors import ApiError, CliError, Interrupted, OutcomeUnknown, Unreachable
+from cli.texts import unbroken
 
 APPLY_TIMEOUT = 120.0
 """Seconds that one apply may take: ten thousand entities on a busy machine, and some."""
 
+_NAMES_SHOWN = 20
 _SENDING = "send_request_body.started"
 """What httpcore's trace says last before the control plane could have acted."""
 _GAVE_UP = frozenset({502, 504})
@@ -84,13 +86,15 @@ class ControlPlane:
 
     def require(self, name: str) -> dict[str, Any]:
         """The control plane of that name. Raises CliError that tells which names there are."""
-        if found := self.find(name):
-            return found
-        rows = self._get("/v2/control-planes", {"page[size]": "20"})["data"]
-        names = ", ".join(str(row["name"]) for row in rows) or "none"
+        if (row := self.find(name)) is not None:
+            return row
+        found = self._get("/v2/control-planes", {"page[size]": str(_NAMES_SHOWN)})
+        names = ", ".join(unbroken(str(row["name"])) for row in found["data"]) or "none"
+        further = int(found["meta"]["page"]["total"]) - len(found["data"])
+        names += f" and {further} more" if further > 0 else ""
         raise CliError(
-            f"control plane not found: {name} (at {self.connection.address} there are: {names}); choose one with "
-            "--konnect-control-plane-name, or make it with `recipe up --control-plane-name`"
+            f"control plane not found: {unbroken(name)} (at {self.connection.address} there are: {names}); choose one "
+            "with --konnect-control-plane-name, or make it with `recipe up --control-plane-name`"
         )
 
     def create(self, name: str) -> dict[str, Any]:

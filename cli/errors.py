@@ -7,6 +7,8 @@ CliError                  one readable message, exit code 1
 ├─ OutcomeUnknown         it may have made the change, or may not: exit code 4
 ├─ Interrupted            Ctrl-C when there is more to say than that: exit code 130
 └─ NotLive                written, but not running on every worker: exit code 3
+
+Unwritten                 not for stderr alone to tell: stdout takes nothing more
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cli.texts import unbroken
+
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_CHANGES = 2
 EXIT_NOT_RUNNING = 3
 EXIT_UNKNOWN = 4
+EXIT_UNREPORTED = 5
 EXIT_INTERRUPTED = 130
+EXIT_NOBODY_READS = 141
+"""As of a process that SIGPIPE ended."""
 
 EXIT_CODES = """\b
 Exit codes:
@@ -28,8 +35,10 @@ Exit codes:
   2    changes were found, and --non-zero-exit-code asked to be told so
   3    not running everywhere: a node refused or stayed silent (--wait), a part of the stack is not up (status)
   4    nobody knows whether the change was made: the answer was lost; see recipe diff, recipe history
+  5    it was done, but its report could not be written (a full disk); the message says what was done
   130  interrupted; processes that this run had started were stopped again, but a change that was under way may
        have been made: the message says so
+  141  whoever read the output went away (| head); 0 after a change that was made: it stands
 """
 
 MOST_FAULTS_SHOWN = 50
@@ -53,7 +62,7 @@ class Faults(CliError):
     """Everything that is wrong with an input, not only the first thing."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = list(faults)
+        self.faults = [unbroken(fault) for fault in faults]
         shown = self.faults[:MOST_FAULTS_SHOWN]
         if len(self.faults) > len(shown):
             shown.append(f"… and {len(self.faults) - len(shown)} more")
@@ -67,9 +76,17 @@ class ApiError(CliError):
     """The control plane refused. `errors` holds its located faults (`path`, `entity`, `field`, `message`), if any."""
 
     def __init__(self, message: str, status: int, errors: Sequence[dict[str, Any]] = ()) -> None:
-        super().__init__(message)
+        super().__init__(unbroken(message))
         self.status = status
         self.errors = list(errors)
+
+
+class Unwritten(Exception):
+    """Standard output took no more, because of `error`."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error))
+        self.nobody_reads = isinstance(error, BrokenPipeError)
 
 
 class Unreachable(CliError):

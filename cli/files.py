@@ -96,9 +96,8 @@ def _message(error: DocumentFault, rendered: Rendered) -> str:
 
 
 def _texts(arguments: Sequence[str], stdin: BinaryIO | None) -> list[tuple[str, str]]:
-    stream = stdin or sys.stdin.buffer
     if not arguments:
-        if stream.isatty():
+        if (stdin or sys.stdin).isatty():
             raise CliError("no file given: name files or folders, or - to read from standard input")
         arguments = [STDIN]
     if list(arguments).count(STDIN) > 1:
@@ -106,7 +105,7 @@ def _texts(arguments: Sequence[str], stdin: BinaryIO | None) -> list[tuple[str, 
     texts: list[tuple[str, str]] = []
     for path in _expand(arguments):
         if path == STDIN:
-            texts.append(("<stdin>", _decode(_bounded(stream, "<stdin>"), "<stdin>")))
+            texts.append(("<stdin>", _decode(_bounded(stdin or sys.stdin.buffer, "<stdin>"), "<stdin>")))
         else:
             with _opened(path) as file:
                 texts.append((path, _decode(_bounded(file, path), path)))

@@ -16,6 +16,7 @@ from typing import Any
 
 from cli.documents import resolve
 from cli.templates import PREFIX
+from cli.texts import unbroken
 from gateway_schema.registry import ENTITY_TYPES
 
 MASKED = "[masked]"
@@ -80,7 +81,7 @@ def _forms(value: str) -> set[str]:
     forms.update(line.strip() for line in value.splitlines() if len(line.strip()) >= _WHOLE_WORD_BELOW)
     with contextlib.suppress(ValueError):  # Not the inside of a quoted text, so it never is read as one.
         forms.add(str(json.loads(f'"{value}"')))
-    forms.add(value.replace("''", "'"))
+    forms |= {value.replace("''", "'"), unbroken(value)}
     forms.update(
         [json.dumps(form)[1:-1] for form in forms] + [json.dumps(form, ensure_ascii=False)[1:-1] for form in forms]
     )

@@ -154,6 +154,7 @@ def _explain(output: Output, found: list[Answer], with_answers: bool) -> None:
             output.note(f"{answer.prompt}: HTTP {answer.status}: {answer.text}")
         elif with_answers:
             output.line()
-            output.line(f"{answer.prompt}\n{answer.text}")
+            for line in (answer.prompt, *answer.text.split("\n")):
+                output.line(line)
     if any(answer.status != 200 for answer in found):
         raise click.exceptions.Exit(EXIT_ERROR)

@@ -73,6 +73,7 @@ def save(
         **plan_json(saved["plan"], output.mask),
     }
     write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    output.done = f"plan {saved['id']} is kept"
     output.note(f"plan {saved['id']} for version {saved['version']} is kept until {saved['expires_at']}: {path}")
     return outcome_of({"plan": saved["plan"], "version": saved["version"]})
 

@@ -62,6 +62,7 @@ def up(output: Output, /, name: str | None, no_apply: bool, **flags: Any) -> Non
     home = state_home()
     with locked(home, output.note):
         report = Startup(StackFolder(home, wish.name), wish, output, os.environ).run()
+    output.done = f"{wish.name} is up"
     _announce(output, wish, report)
 
 
@@ -92,6 +93,7 @@ def down(output: Output, /, name: str | None, keep_control_plane: bool, everythi
         if everything:
             for folder, _ in found:
                 forget(folder, keep_logs=False)
+    output.done = f"took down {', '.join(state.name for _, state in found)}" if found else ""
     _report_down(output, teardowns, removed=everything and bool(found), kept=keep_control_plane and bool(teardowns))
 
 
@@ -240,7 +242,7 @@ def _report_down(output: Output, teardowns: list[Teardown], removed: bool, kept:
         for line in teardown.done:
             output.line(line)
         for line in teardown.notes:
-            output.note(line)
+            output.notes(line)
     if removed:
         output.line("removed all state")
     elif not any(teardown.done for teardown in teardowns):

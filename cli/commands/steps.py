@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import click
 from cli.client import Connection, Consent, ControlPlane
 from cli.connection import Asked, resolve
 from cli.declarative import Outcome, control_plane_name
-from cli.errors import EXIT_OK, CliError, Interrupted, NotLive, Unreachable
+from cli.errors import EXIT_OK, CliError, Interrupted, NotLive, Unreachable, Unwritten
 from cli.files import Declared, read_files
 from cli.masking import environment_values
 from cli.output import Output
@@ -107,9 +107,12 @@ def remarks(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def finish(output: Output, plane: ControlPlane, control_plane_id: str, outcome: Outcome, wishes: Wishes) -> None:
-    """Show what was written and, if asked to, wait until it is live. JSON is printed once, with what went wrong."""
-    if not wishes.json_output:
-        show(output, outcome, False)
+    """Show what was written and, if asked to, wait until it is live. JSON is printed once, with what went wrong.
+
+    That nobody can be shown what was written is no reason not to wait for it.
+    """
+    output.done = f"written as version {outcome.target.version}"
+    unwritten = None if wishes.json_output else _unwritten(lambda: show(output, outcome, False))
     errors: list[str] = []
     exit_code = EXIT_OK
     try:
@@ -119,9 +122,21 @@ def finish(output: Output, plane: ControlPlane, control_plane_id: str, outcome: 
             raise
         errors, exit_code = error.lines(), error.exit_code
     if wishes.json_output:
-        output.json(plan_json(outcome.plan, output.mask, errors))
+        unwritten = _unwritten(lambda: output.json(plan_json(outcome.plan, output.mask, errors)))
+    if unwritten and errors:
+        output.error("\n".join(errors))
     if exit_code:
         raise click.exceptions.Exit(exit_code)
+    if unwritten:
+        raise unwritten
+
+
+def _unwritten(write: Callable[[], None]) -> Unwritten | None:
+    try:
+        write()
+    except Unwritten as error:
+        return error
+    return None
 
 
 def _await(output: Output, plane: ControlPlane, control_plane_id: str, outcome: Outcome, wishes: Wishes) -> None:

@@ -12,7 +12,7 @@ import click
 from cli.analytics import span_of
 from cli.client import ControlPlane
 from cli.connection import Asked, connection_options, resolve
-from cli.errors import CliError
+from cli.errors import CliError, Unwritten
 from cli.output import Output
 
 SCOPES = ("read", "write", "reveal", "admin")
@@ -66,19 +66,32 @@ def create(
         body["scopes"] = list(scopes)
     if (until := _expiry(expires, datetime.datetime.now(datetime.UTC))) is not None:
         body["expires_at"] = until
+    if output.closed:
+        raise CliError("standard output is closed: nobody would see the token's value; nothing was made")
     with ControlPlane(connection) as plane:
         if only is not None:
             body["control_plane_id"] = str(plane.require(only)["id"])
         made = plane.create_token(body)
-    if json_output:
-        output.json(made)
-        return
-    reach = f"control plane {only}" if only else "every control plane"
-    output.note(
-        f"made token '{made['name']}' ({', '.join(made['scopes'])}; {reach}; expires {made['expires_at'] or 'never'}). "
-        "Keep it now: it is not shown again."
-    )
-    output.raw(f"{made['token']}\n")
+        try:
+            output.json(made) if json_output else output.raw(f"{made['token']}\n")
+        except Unwritten as error:
+            raise _withdrawn(plane, made, error) from None
+    if not json_output:
+        reach = f"control plane {only}" if only else "every control plane"
+        output.note(
+            f"made token '{made['name']}' ({', '.join(made['scopes'])}; {reach}; "
+            f"expires {made['expires_at'] or 'never'}). Keep it now: it is not shown again."
+        )
+
+
+def _withdrawn(plane: ControlPlane, made: dict[str, Any], error: Unwritten) -> CliError:
+    """Revoke a token whose value nobody has seen, and say so."""
+    lost = f"the value of the new token '{made['name']}' could not be written ({error})"
+    try:
+        plane.revoke_token(str(made["id"]))
+    except CliError as failure:
+        return CliError(f"{lost}, and it is still there: recipe token revoke {made['id']} ({failure.message})")
+    return CliError(f"{lost}: it was revoked again")
 
 
 @token.command("list")
@@ -121,6 +134,7 @@ def revoke(output: Output, /, token_or_name: str, asked: Asked) -> None:
     with ControlPlane(connection) as plane:
         found = _find(plane.tokens(), token_or_name)
         plane.revoke_token(str(found["id"]))
+    output.done = f"revoked token '{found['name']}'"
     output.line(f"revoked token '{found['name']}' ({found['id']})")
 
 
