@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -14,7 +13,6 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -44,6 +42,7 @@ from control_plane.api import (
 from control_plane.api.answers import Health
 from control_plane.api.openapi import shows
 from control_plane.auth import path_of, tell_denied
+from control_plane.database import is_away
 from control_plane.errors import (
     BodyTooLarge,
     ControlPlaneError,
@@ -228,15 +227,7 @@ class Edge:
         if not isinstance(error, ControlPlaneError):
             path, cause = path_of(scope), without_values(error)
             _log.error("%s %s failed (%s)", scope["method"], path, trace, exc_info=cause)
-            error = Unavailable() if _means_away(error) else Unexpected()
+            error = Unavailable() if is_away(error) else Unexpected()
         on_admin = scope["path"].startswith(admin.PREFIX)
         response = admin_errors.error_response(error) if on_admin else _problem_response(error, trace)
         await response(scope, receive, send)
-
-
-def _means_away(error: Exception) -> bool:
-    """Whether the database is away. SQLite gives a statement that it cannot read the same name: that one is ours."""
-    if isinstance(error, OperationalError):
-        code: int | None = getattr(error.orig, "sqlite_errorcode", None)
-        return code != sqlite3.SQLITE_ERROR
-    return isinstance(error, InterfaceError | ConnectionRefusedError)

@@ -24,13 +24,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import orjson
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Dialect, event, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from control_plane.errors import CommitInDoubt
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ _USED = "tandem_used"
 _START_LOCK = 0x7A4D_DE11
 """PostgreSQL's advisory lock under which one replica prepares the database while the others wait."""
 
+_READ_ONLY = "25006"
 _CLOSE_SECONDS = 5.0
 _TRUSTED_SECONDS = 1.0
 """A pooled connection that was in use so lately is taken for alive: asking it costs as much as a statement."""
@@ -94,10 +99,21 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
-        """A transaction that commits at the end of the block, or leaves no trace."""
+        """A transaction that commits at the end of the block, or leaves no trace.
+
+        Raises CommitInDoubt when PostgreSQL went away while it committed.
+        """
+        committing = False
         with self._unit():
-            async with self._writer, self._writers() as session, session.begin():
-                yield session
+            try:
+                async with self._writer, self._writers() as session, session.begin():
+                    yield session
+                    await session.flush()
+                    committing = not self.is_sqlite
+            except Exception as error:
+                if committing and is_away(error):
+                    raise CommitInDoubt from error
+                raise
 
     @contextlib.asynccontextmanager
     async def starting(self) -> AsyncIterator[AsyncSession]:
@@ -164,6 +180,34 @@ class Database:
                 self._idle.set()
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether the database cannot be worked with now: another moment, or another server, and the same would succeed.
+
+    SQLite gives a statement that it cannot read the same class as a file that it cannot reach: that one is ours.
+    """
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    driver = getattr(error, "orig", None) or error
+    if state := getattr(driver, "sqlstate", None):
+        return _state_means_away(state)
+    if isinstance(error, OperationalError):
+        code: int | None = getattr(driver, "sqlite_errorcode", None)
+        return code != sqlite3.SQLITE_ERROR
+    return isinstance(error, InterfaceError | asyncpg.InterfaceError | ConnectionError)
+
+
+def _state_means_away(state: str) -> bool:
+    """PostgreSQL's own word: connection, resources, an operator's intervention (a start or an end), the system; or it
+    takes no writes, for the one that does is another by now."""
+    return state == _READ_ONLY or state[:2] in ("08", "53", "57", "58")
+
+
+def _leave_read_only(context: ExceptionContext) -> None:
+    """The pool gives up connections to a server that takes no writes any more: new ones may lead to another."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
+
+
 def replica_of(session: AsyncSession) -> str | None:
     """`Database.replica` of a writing session when there may be other replicas; None on SQLite."""
     return session.info.get(_REPLICA)
@@ -198,6 +242,7 @@ def _engine(url: URL, is_sqlite: bool) -> AsyncEngine:
     }
     if not is_sqlite:
         engine = create_async_engine(url, pool_size=10, max_overflow=10, pool_use_lifo=True, **options)
+        event.listen(engine.sync_engine, "handle_error", _leave_read_only)
         event.listen(engine.sync_engine, "checkin", _note_use)
         event.listen(engine.sync_engine, "checkout", partial(_check_alive, engine.sync_engine.dialect))
         return engine

@@ -14,6 +14,7 @@ ControlPlaneError                   answered as problem+json with `message`; one
 ├── DocumentRefused 400             a declarative document; every fault with its path in the document
 ├── Unexpected 500                  a fault of ours; says nothing but the trace id
 ├── Unavailable 503                 the database cannot be reached
+├── CommitInDoubt 504               it went away while it committed
 ├── TooManyConnections 503          and none of them is idle
 ├── StaleEntity 500                 what was stored under the rules of another version breaks one of this one's
 └── KeyMissing 503                  a stored secret is under an encryption key that this process was not given
@@ -258,6 +259,18 @@ class Unavailable(ControlPlaneError):
 
     def __init__(self) -> None:
         super().__init__("the database cannot be reached; try again in a moment")
+
+
+class CommitInDoubt(ControlPlaneError):
+    """504, as a proxy answers that lost its server on the way: clients take neither for yes or no."""
+
+    status = 504
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the connection to the database broke while the change was committed: it may have been made, or not; "
+            "look before you send it again"
+        )
 
 
 class TooManyConnections(ControlPlaneError):

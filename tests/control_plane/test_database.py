@@ -6,17 +6,20 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, func, select, text
-from sqlalchemy.exc import InterfaceError
+from sqlalchemy.exc import DBAPIError, InterfaceError
 
 from control_plane import database as room
-from control_plane.database import Database, driver_url
+from control_plane.database import Database, driver_url, is_away
+from control_plane.errors import CommitInDoubt
 from control_plane.models import Token, metadata
 from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
+from tests.postgresql import execute
 
 
 def token(number: int) -> Token:
@@ -142,6 +145,58 @@ async def test_a_connection_that_ended_a_moment_ago_fails_one_transaction_and_no
     with pytest.raises(InterfaceError):  # the API answers 503
         await count(database)
     assert await count(database) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_server_that_takes_no_writes_is_left_for_one_that_does(database: Database, postgresql: str) -> None:
+
+    async def write() -> None:
+        async with database.writing() as session:
+            session.add(token(1))
+
+    for setting, connections in (("on", 1), ("off", 0)):
+        rule = f"ALTER DATABASE {database.url.database} SET default_transaction_read_only = {setting}"
+        await execute(f"{postgresql}/postgres", rule)
+        if connections:
+            await end_connections(database)  # it holds for new ones
+            await database.engine.dispose()
+            with pytest.raises(DBAPIError) as refused:
+                await write()
+            assert is_away(refused.value)
+    await write()
+    assert await count(database) == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_connection_that_breaks_before_the_commit_is_no_doubt_and_one_that_breaks_in_it_is(
+    database: Database,
+) -> None:
+
+    async def write(*after_the_break: Token) -> None:
+        async with database.writing() as session:
+            session.add(token(1))
+            await session.flush()
+            await end_connections(database)
+            session.add_all(after_the_break)
+
+    with pytest.raises(DBAPIError) as broken:
+        await write(token(2))
+    assert is_away(broken.value)
+    with pytest.raises(CommitInDoubt):
+        await write()
+    assert await count(database) == 0
+
+
+@pytest.mark.parametrize("state", ["57P03", "57P01", "53300", "58030", "08006", "25006"])
+def test_a_server_that_cannot_be_worked_with_now_is_away(state: str) -> None:
+    raised = asyncpg.PostgresError.new({"C": state, "M": "the server's words"})
+    assert is_away(raised)
+    assert is_away(DBAPIError("SELECT 1", {}, raised))
+
+
+@pytest.mark.parametrize("state", ["23505", "42P01", "22003", "25P02"])
+def test_a_statement_that_the_server_refuses_is_ours(state: str) -> None:
+    assert not is_away(DBAPIError("SELECT 1", {}, asyncpg.PostgresError.new({"C": state, "M": "the server's words"})))
 
 
 async def end_connections(database: Database) -> int:
