@@ -17,6 +17,7 @@ from sqlalchemy.sql import ColumnElement
 
 from control_plane.metrics import Datasource, Dimension, Sums
 from control_plane.timeframe import MINUTE, Frame
+from control_plane.totals import shown
 from gateway_schema.sketch import Sketch
 
 OTHER = "____OTHER____"
@@ -309,4 +310,4 @@ def _order(names: _Names, depth: int) -> Iterable[Ids]:
 
 
 def _metrics(query: Query, sums: Sums, minutes: float) -> dict[str, Any]:
-    return {name: query.datasource.metrics[name].compute(sums, minutes) for name in query.metrics}
+    return {name: shown(query.datasource.metrics[name].compute(sums, minutes)) for name in query.metrics}

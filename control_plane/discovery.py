@@ -36,6 +36,7 @@ from control_plane.cache import Parcel, SnapshotCache, Way
 from control_plane.gate import Credentials
 from control_plane.pins import Pin
 from control_plane.roster import NodeId, Roster, SyncState, worker_rows
+from control_plane.rpc_faults import kept_here
 from control_plane.settings import VERSION
 from control_plane.texts import clean
 from gateway_schema.delta import WHOLE_WANTED
@@ -79,8 +80,12 @@ class ConfigSync(config_pb2_grpc.ConfigSyncServicer):
         self._streams: dict[NodeId, _NodeStream] = {}
 
     async def Stream(self, request_iterator: AsyncIterator[config_pb2.NodeMessage], context: Any) -> None:
-        pin, refusal = self._credentials.judge(context.peer())
         address = self._credentials.address(context.peer())
+        async with kept_here(context, f"the configuration stream of {address}"):
+            await self._admit(request_iterator, context, address)
+
+    async def _admit(self, request_iterator: AsyncIterator[config_pb2.NodeMessage], context: Any, address: str) -> None:
+        pin, refusal = self._credentials.judge(context.peer())
         if pin is None or refusal is not None:
             await self._refuse(context, address, *(refusal or ("", "")))
             return

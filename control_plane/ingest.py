@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.bounds import bound
 from control_plane.database import Database, take_turns
 from control_plane.errands import Errands
 from control_plane.models import ANALYTICS_EPOCHS, ENTITY_NAMES, ENTITY_TABLES, LLM_CALLS, REQUEST_EVENTS
@@ -68,6 +69,7 @@ class Ingest:
             raise InvalidBatch(f"a batch needs a sequence from 1, not {batch.sequence}")
         if len(batch.events) > MAX_EVENTS or len(batch.deltas) > MAX_EVENTS:
             raise InvalidBatch(f"a batch may hold {MAX_EVENTS} events and as many deltas")
+        bound(batch, reporter.node_id)
         return await self._errands.run(self._apply(reporter, batch, time.time_ns() // 1000))
 
     async def ended(self, reporter: Reporter) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Table, case, func
+from sqlalchemy import Table, case
 from sqlalchemy.sql import ColumnElement
 
 from control_plane.models import API_USAGE, LLM_USAGE
+from control_plane.totals import Total
 from gateway_schema.sketch import Sketch
 
 Number = float | int | None
@@ -114,10 +115,10 @@ def _facts(table: Table, count: str, is_error: ColumnElement[bool]) -> dict[str,
     counted = table.c[count]
     status = table.c.status
     classes = {
-        f"status_{n}xx": func.sum(case((status.between(n * 100, n * 100 + 99), counted), else_=0)) for n in range(1, 6)
+        f"status_{n}xx": Total(case((status.between(n * 100, n * 100 + 99), counted), else_=0)) for n in range(1, 6)
     }
-    errors = {"errors": func.sum(case((is_error, counted), else_=0))}
-    facts: dict[str, ColumnElement[Any]] = {column.name: func.sum(column) for column in summed}
+    errors = {"errors": Total(case((is_error, counted), else_=0))}
+    facts: dict[str, ColumnElement[Any]] = {column.name: Total(column) for column in summed}
     return facts | classes | errors
 
 

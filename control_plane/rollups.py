@@ -246,5 +246,5 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def clamp(value: int) -> int:
-    """The wire counts to 2⁶⁴, the database to 2⁶³."""
-    return value if value <= MAX_INT else MAX_INT
+    """The wire counts to 2⁶⁴, the database to 2⁶³, and nothing here is less than none."""
+    return min(max(value, 0), MAX_INT)

@@ -1,7 +1,7 @@
 """The Telemetry service: batches up, acknowledgements down (`proto/analytics.proto`).
 
-A batch is answered after the transaction that stored it. A batch that cannot be stored now ends the stream without an
-answer, and the node sends it again; one that can never be stored ends it with INVALID_ARGUMENT.
+A batch is answered after the transaction that stored it. A batch that cannot be stored now ends the stream with
+UNAVAILABLE or INTERNAL, and the node sends it again; one that can never be stored ends it with INVALID_ARGUMENT.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import grpc
 from control_plane.gate import Credentials
 from control_plane.ingest import Ingest, InvalidBatch, Reporter
 from control_plane.pins import Pin
+from control_plane.rpc_faults import kept_here
 from control_plane.texts import clean
 from gateway_schema.wire import analytics_pb2, analytics_pb2_grpc
 
@@ -35,6 +36,10 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
         self._credentials = credentials
 
     async def Report(self, request_iterator: AsyncIterator[analytics_pb2.ReportMessage], context: Any) -> None:
+        async with kept_here(context, f"the telemetry stream of {self._credentials.address(context.peer())}"):
+            await self._converse(request_iterator, context)
+
+    async def _converse(self, request_iterator: AsyncIterator[analytics_pb2.ReportMessage], context: Any) -> None:
         pin = await self._admitted(context)
         messages = aiter(request_iterator)
         reporter = await self._hello(messages, pin.control_plane_id)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.analytics import EMPTY, OTHER, Answer, Filter, InvalidFilter, condition_of
@@ -32,6 +32,7 @@ from control_plane.models import ANALYTICS_EPOCHS, ENTITY_NAMES, ENTITY_TABLES, 
 from control_plane.request_log import FIELDS, LogQuery, iso, operators_of, read_cursor, read_log
 from control_plane.rollups import chunks
 from control_plane.timeframe import GRANULARITIES, InvalidRange, Span, absolute, frame_of, relative, zone_of
+from control_plane.totals import Total, shown
 
 router = StemRouter(prefix="/v2", tags=["analytics"])
 
@@ -255,7 +256,7 @@ def _metrics_answer(query: MetricsQuery, result: Answer, display: Mapping[str, A
         "metric_units": {name: query.datasource.metrics[name].unit for name in query.metrics},
         "display": display,
         "source": "1m",
-        "loss": {"dropped": dropped},
+        "loss": {"dropped": shown(dropped)},
     }
     return {"data": data, "meta": meta}
 
@@ -317,7 +318,7 @@ async def _dropped(session: AsyncSession, query: MetricsQuery) -> int:
     """Events that nodes heard of since the start could neither send nor fold. Of what they were about nobody knows more
     than whose node it was."""
     table = ANALYTICS_EPOCHS
-    total = select(func.sum(table.c.dropped_events)).where(table.c.updated_us >= query.frame.start * 1_000_000)
+    total = select(Total(table.c.dropped_events)).where(table.c.updated_us >= query.frame.start * 1_000_000)
     owner = Dimension((table.c.control_plane_id,), "control_planes", "uuid")
     ours = [condition_of(owner, one) for one in query.filters if one.field == "control_plane"]
     return int((await session.execute(total.where(*ours))).scalar_one() or 0)

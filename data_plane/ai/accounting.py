@@ -14,6 +14,8 @@ _BYTES_PER_TOKEN: Final = 4
 
 _NANO_PER_UNIT_PRICE: Final = 1000
 """A price is USD per million tokens, so one token at price 1 costs a thousand nano-USD."""
+_MAX_COST: Final = 1 << 50
+"""Prices have no limit, an event's numbers do."""
 
 
 def estimate(chat: Mapping[str, Any], text_length: int, *, stream: bool) -> Usage:
@@ -54,7 +56,8 @@ def cost(usage: Usage, options: ModelOptions, service_tier: str) -> int | None:
         *((tokens, price * input_factor) for tokens, price in _cache_writes(usage, options)),
         (usage.completion_tokens, options.output_cost * output_factor),
     )
-    return sum(round(tokens * price * tier * _NANO_PER_UNIT_PRICE) for tokens, price in parts)
+    costs = (min(_MAX_COST, tokens * price * tier * _NANO_PER_UNIT_PRICE) for tokens, price in parts)
+    return min(_MAX_COST, sum(map(round, costs)))
 
 
 def _cache_writes(usage: Usage, options: ModelOptions) -> list[tuple[int, float]]:

@@ -14,10 +14,13 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from control_plane.app import create_app
 from control_plane.ingest import Ingest, Reporter
+from control_plane.models import ANALYTICS_EPOCHS, API_USAGE, LLM_USAGE
 from control_plane.plane import ControlPlane
+from control_plane.rollups import MAX_INT
 from control_plane.settings import Settings
 from gateway_schema.wire import analytics_pb2
 from tests.control_plane.usage import CONSUMERS, CONTROL_PLANE, SERVICES, START, event, fold
@@ -424,3 +427,17 @@ async def test_losses_are_those_of_the_control_planes_that_are_asked_about(api: 
     api.http.headers["authorization"] = f"Bearer {token}"
     assert (await api.metrics())["meta"]["loss"] == {"dropped": 3}
     assert (await api.metrics(filters=asked))["meta"]["loss"] == {"dropped": 0}
+
+
+async def test_absurd_numbers_that_were_stored_once_break_no_answer(
+    api: Api, events: list[analytics_pb2.RequestEvent]
+) -> None:
+    async with api.plane.database.writing() as session:
+        await session.execute(update(API_USAGE).values(request_bytes=MAX_INT))
+        await session.execute(update(LLM_USAGE).values(prompt_tokens=MAX_INT, cost_nano_usd=-MAX_INT))
+        await session.execute(update(ANALYTICS_EPOCHS).values(dropped_events=MAX_INT))
+    answer = await api.one(metrics=["request_count", "request_size_sum"])
+    assert answer["request_count"] == len(events)
+    assert answer["request_size_sum"] == MAX_INT
+    tokens = await api.metrics(datasource="llm_usage", metrics=["prompt_tokens", "cost"], dimensions=["ai_provider"])
+    assert all(row["event"]["prompt_tokens"] >= MAX_INT for row in tokens["data"])

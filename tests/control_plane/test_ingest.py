@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from control_plane import ingest as module
+from control_plane.bounds import MAX_AMOUNT, MAX_TOKENS
 from control_plane.database import Database
 from control_plane.ingest import Ingest, InvalidBatch, Reporter
 from control_plane.models import ANALYTICS_EPOCHS, API_USAGE, LLM_CALLS, LLM_USAGE, REQUEST_EVENTS
@@ -186,6 +187,29 @@ async def test_strange_values_are_stored_and_not_refused_for_ever(database: Data
     batch = analytics_pb2.Batch(sequence=1, events=[strange], deltas=deltas, dropped_events=(1 << 64) - 1)
     assert await ingest.apply(reporter(), batch) == 1
     assert await ingest.apply(reporter(), analytics_pb2.Batch(sequence=2, events=[strange], deltas=deltas)) == 2
+
+
+async def test_numbers_that_cannot_be_are_cut_and_told(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    absurd = event(random.Random(8), request_size=(1 << 64) - 1, status=200)
+    below = analytics_pb2.LlmCall(request_model="m", prompt_tokens=(1 << 63) - 1, cost_nano_usd=-(1 << 63))
+    above = analytics_pb2.LlmCall(request_model="m", completion_tokens=1 << 63, cost_nano_usd=(1 << 63) - 1)
+    del absurd.llm_calls[:]
+    absurd.llm_calls.extend([below, above])
+    folded = analytics_pb2.UsageDelta(minute=START, llm=[analytics_pb2.LlmDelta(calls=1, cost_nano_usd=-(1 << 63))])
+    batch = analytics_pb2.Batch(sequence=1, events=[absurd], deltas=[folded])
+    assert await Ingest(database).apply(reporter(), batch) == 1
+    assert f"batch 1 of node {NODE}: 6 numbers that cannot be are cut" in caplog.text
+    async with database.reading() as session:
+        rows = (await session.execute(select(LLM_CALLS).order_by(LLM_CALLS.c.call_index))).all()
+        sums = [row.cost_nano_usd for row in await session.execute(select(LLM_USAGE.c.cost_nano_usd))]
+    assert [(row.prompt_tokens, row.completion_tokens) for row in rows] == [(MAX_TOKENS, 0), (0, MAX_TOKENS)]
+    assert [row.cost_nano_usd for row in rows] == [0, MAX_AMOUNT]
+    assert sorted(sums) == [0, MAX_AMOUNT]
+
+
+async def test_what_can_be_is_stored_as_it_came(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    await Ingest(database).apply(reporter(), batches(random.Random(9), 1, 20)[0])
+    assert "cannot be" not in caplog.text
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)

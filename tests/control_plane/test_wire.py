@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import orjson
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
+from sqlalchemy.exc import IntegrityError
 
 from control_plane.discovery import version_problem
 from control_plane.models import ANALYTICS_EPOCHS, DataPlaneCertificate
@@ -294,10 +295,13 @@ async def test_a_certificate_that_expires_ends_the_reports_of_its_node(admin: Ad
     async with channel(admin.plane, brief) as opened:
         reporter = ScriptedReporter(opened, str(uuid.uuid4()))
         await reporter.hello()
+
+        async def report_on() -> None:
+            for sequence in itertools.count(1):
+                await reporter.report(analytics_pb2.Batch(sequence=sequence))
+
         with pytest.raises(grpc.aio.AioRpcError) as ended:
-            async with asyncio.timeout(PATIENCE):
-                for sequence in itertools.count(1):
-                    await reporter.report(analytics_pb2.Batch(sequence=sequence))
+            await asyncio.wait_for(report_on(), PATIENCE)
         assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert "expired" in str(ended.value.details())
 
@@ -450,6 +454,32 @@ async def test_a_batch_is_acknowledged_when_it_is_stored_and_counts_once(admin: 
     span = {"type": "absolute", "start": "2023-11-14T00:00:00Z", "end": "2023-11-15T00:00:00Z"}
     answer = await admin.http.post("/v2/metrics", json={"time_range": span})
     assert answer.json()["data"][0]["event"] == {"request_count": 2}
+
+
+async def test_a_node_is_not_told_what_of_ours_failed(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(*_: Any) -> None:
+        raise IntegrityError("INSERT INTO secrets", {}, ValueError("value of a column"))
+
+    engine = admin.plane.database.engine.sync_engine
+    async with channel(admin.plane, admin.pair) as opened:
+        reporter = ScriptedReporter(opened, str(uuid.uuid4()))
+        await reporter.hello()
+        event.listen(engine, "before_cursor_execute", refuse)
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await reporter.report(analytics_pb2.Batch(sequence=1))
+            node = ScriptedNode(opened)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await node.hello()
+        finally:
+            event.remove(engine, "before_cursor_execute", refuse)
+        for raised in (ended.value, refused.value):
+            assert raised.code() is grpc.StatusCode.INTERNAL
+            assert raised.details() == "the control plane failed: its log says why"
+        assert "INSERT INTO secrets" in caplog.text
+        again = ScriptedReporter(opened, str(uuid.uuid4()))
+        await again.hello()
+        assert await again.report(analytics_pb2.Batch(sequence=1)) == 1
 
 
 async def test_a_report_without_a_hello_or_a_sequence_ends(admin: Admin) -> None:

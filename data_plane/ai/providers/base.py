@@ -15,6 +15,9 @@ import orjson
 
 from gateway_schema.plugins.llm import ModelOptions
 
+MAX_TOKENS: Final = 1 << 40
+"""What a provider reports beyond that is nonsense."""
+
 
 @dataclass(slots=True)
 class Usage:
@@ -141,7 +144,7 @@ def error_event(message: str, kind: str = "upstream_error", code: int | str | No
 
 def count(value: Any) -> int:
     """A number of tokens as a provider reported it; nonsense counts as none."""
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value <= MAX_TOKENS else 0
 
 
 def text_size(text: Any) -> int:
