@@ -224,6 +224,16 @@ async def test_what_joins_two_others_comes_and_goes_with_them(client: Client) ->
     assert [member["username"] for member in members] == ["bob"]
 
 
+async def test_what_has_no_name_comes_back_and_a_dump_of_it_applies_to_nothing(client: Client) -> None:
+    """A file must say who is meant; the API need not."""
+    made = await client.call("POST", "routes", {"paths": ["/"]}, 201)
+    start = (await client.apply(services("s"), mode="apply"))["version"]
+    await client.apply(EMPTY)
+    assert summary(await rollback(client, start)) == (2, 0, 0)
+    assert (await client.get(f"routes/{made['id']}"))["paths"] == ["/"]
+    assert summary(await client.apply(await client.dump())) == (0, 0, 0)
+
+
 async def test_an_alarming_rollback_asks_for_force(client: Client) -> None:
     first = await client.apply(services("a"))
     await client.apply(services("a", *[f"s{number}" for number in range(12)]))
