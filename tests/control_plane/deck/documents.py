@@ -210,6 +210,30 @@ def _workflow() -> dict[str, Any]:
     return {"nodes": nodes}
 
 
+def shortened() -> dict[str, Any]:
+    """What decK completes by itself: shorthands, defaults of the file, and its own in the place of what is left out."""
+    return {
+        "_format_version": "3.0",
+        "_info": {
+            "defaults": {
+                "service": {"path": "/default", "tags": ["default"], "retries": 3},
+                "route": {"service": {"name": "whole"}, "headers": {"x-default": ["1"]}},
+                "upstream": {"healthchecks": {"threshold": 5, "active": {"concurrency": 3}}},
+            }
+        },
+        "services": [
+            {"name": "whole", "url": "https://Host.Test:8443/A%20b"},
+            {"name": "beside", "url": "http://host.test/x", "path": "/y", "port": 9, "tags": ["own"]},
+            {"name": "without-a-path", "url": "https://host.test"},
+        ],
+        "routes": [{"name": "bare", "paths": ["/bare"], "headers": {"x-own": ["2"]}}],
+        "upstreams": [
+            {"name": "hashed.test", "hash_on": "header", "hash_on_header": "x-user"},
+            {"name": "checked.test", "healthchecks": {"active": {"timeout": 9}}},
+        ],
+    }
+
+
 def tagged(tag: str, name: str) -> dict[str, Any]:
     """One team's file."""
     return {

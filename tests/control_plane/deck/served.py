@@ -58,7 +58,7 @@ class Deck:
     def __init__(self, program: str, port: int, name: str, directory: Path) -> None:
         self.port = port
         self.directory = directory
-        self._program = program
+        self.program = program
         self.name = name
 
     def file(self, name: str, document: Mapping[str, Any] | str) -> str:
@@ -71,7 +71,7 @@ class Deck:
     ) -> Outcome:
         """Raises AssertionError, with all that decK said, when it ends otherwise than expected."""
         process = await asyncio.create_subprocess_exec(
-            *(self._program, "gateway", command, *arguments, *self.address()),
+            *(self.program, "gateway", command, *arguments, *self.address()),
             env={"PATH": os.environ["PATH"], "HOME": str(self.directory), "DECK_ANALYTICS": "off", **(env or {})},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

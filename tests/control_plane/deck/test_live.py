@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.control_plane.client import Client
-from tests.control_plane.deck.documents import certificate_pair, everything, many, stable_id, tagged
+from tests.control_plane.deck.admin import AdminDeck
+from tests.control_plane.deck.documents import certificate_pair, everything, many, shortened, stable_id, tagged
 from tests.control_plane.deck.served import Deck
 from tests.control_plane.deck.shim import shim
 
@@ -41,6 +42,27 @@ async def test_a_file_with_everything_is_synced_once_and_then_is_no_difference(d
     assert created > 40
     assert (updated, deleted) == (0, 0)
     assert (await deck.run("diff", "--non-zero-exit-code", file)).counts == NOTHING
+
+
+@pytest.mark.parametrize("first", ["apply", "decK"])
+async def test_what_a_file_leaves_out_means_the_same_to_both_tools(deck: Deck, client: Client, first: str) -> None:
+    file = deck.file("shortened.json", shortened())
+    if first == "apply":
+        await client.apply(shortened())
+    else:
+        await deck.run("sync", file)
+    for face in (deck, AdminDeck(deck.program, deck.port, deck.name, deck.directory)):
+        assert (await face.run("diff", "--non-zero-exit-code", file)).counts == NOTHING
+    planned = await client.apply(shortened(), commit=False)
+    assert planned["plan"]["summary"]["total"] == 0
+
+
+async def test_an_atomic_apply_s_dump_of_a_filter_chain_is_no_difference(deck: Deck, client: Client) -> None:
+    chain = {"name": "chain", "filters": [{"name": "filter", "config": {"a": 1}}]}
+    services = [{"name": "s", "host": "h", "filter_chains": [chain]}]
+    await client.apply({"_format_version": "3.0", "services": services})
+    dumped = deck.file("dump.json", await client.dump())
+    assert (await deck.run("diff", "--non-zero-exit-code", dumped)).counts == NOTHING
 
 
 async def test_a_dump_restores_what_was_dumped(deck: Deck) -> None:
