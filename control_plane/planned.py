@@ -9,9 +9,9 @@ from typing import Any
 from control_plane.errors import StaleEntity
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import OwnerSet
-from control_plane.secrets import is_vault_reference, mask
+from control_plane.secrets import mask
 from gateway_schema import content
-from gateway_schema.base import MASK, NEW_MASK
+from gateway_schema.base import MASK, NEW_MASK, is_vault_reference
 from gateway_schema.registry import ENTITY_TYPES
 from gateway_schema.violations import Path
 

@@ -25,7 +25,7 @@ from control_plane.database import Database
 from control_plane.errors import KeyMissing, StartError
 from control_plane.models import Keyring
 from control_plane.settings import Settings
-from gateway_schema.base import MASK
+from gateway_schema.base import MASK, is_vault_reference
 
 _log = logging.getLogger(__name__)
 _PREFIX = "fernet:"
@@ -152,10 +152,6 @@ def _opened(keys: Sequence[str], token: str) -> bytes | None:
         return _fernet(keys).decrypt(token.encode())
     except InvalidToken:
         return None
-
-
-def is_vault_reference(text: str) -> bool:
-    return text.startswith("{vault://") and text.endswith("}")
 
 
 def mask(text: str) -> str:

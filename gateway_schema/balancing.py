@@ -9,13 +9,34 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from gateway_schema.base import Number, Record, Text, is_address
-from gateway_schema.entities import Entity, Reference
+from gateway_schema.entities import Entity, Reference, UrlPath, check_header_name
 from gateway_schema.violations import FieldFaults
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_\-.]*[A-Za-z0-9_])?\.?")
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""A token of HTTP: neither control characters nor separators."""
 _PORT = re.compile(r"[0-9]{1,5}")
 DEFAULT_TARGET_PORT = 8000
 
+
+def _check_cookie_name(value: str) -> str:
+    if not _COOKIE_NAME.fullmatch(value):
+        raise ValueError(f"bad cookie name '{value}', allowed are letters, digits and !#$%&'*+-.^_`|~")
+    return value
+
+
+def _check_server_name(value: str) -> str:
+    if is_address(value.strip("[]")):
+        raise ValueError("must not be an IP")
+    if ":" in value:
+        raise ValueError("must not have a port")
+    if not _HOST.fullmatch(value):
+        raise ValueError(f"invalid value: {value}")
+    return value
+
+
+HeaderName = Annotated[Text, AfterValidator(check_header_name)]
+CookieName = Annotated[Text, AfterValidator(_check_cookie_name)]
 Seconds = Annotated[Number, Field(ge=0, le=65_535)]
 Counter = Annotated[int, Field(ge=0, le=255)]
 Status = Annotated[int, Field(ge=100, le=999)]
@@ -43,8 +64,8 @@ class ActiveChecks(Record):
     type: ProbeType = "http"
     timeout: Seconds = 1
     concurrency: Annotated[int, Field(ge=1, le=2**31)] = 10
-    http_path: str = "/"
-    https_sni: Text | None = None
+    http_path: UrlPath = "/"
+    https_sni: Annotated[Text, AfterValidator(_check_server_name)] | None = None
     https_verify_certificate: bool = True
     headers: dict[str, list[str]] | None = None
     healthy: ActiveHealthy = Field(default_factory=ActiveHealthy)
@@ -114,10 +135,10 @@ class Upstream(Entity):
     )
     hash_on: HashInput = "none"
     hash_fallback: HashInput = "none"
-    hash_on_header: Text | None = None
-    hash_fallback_header: Text | None = None
-    hash_on_cookie: Text | None = None
-    hash_on_cookie_path: str = "/"
+    hash_on_header: HeaderName | None = None
+    hash_fallback_header: HeaderName | None = None
+    hash_on_cookie: CookieName | None = None
+    hash_on_cookie_path: UrlPath = "/"
     hash_on_query_arg: Text | None = None
     hash_fallback_query_arg: Text | None = None
     hash_on_uri_capture: Text | None = None
@@ -127,8 +148,8 @@ class Upstream(Entity):
     host_header: Annotated[str, AfterValidator(_check_host_header)] | None = None
     client_certificate: Reference | None = None
     use_srv_name: bool = False
-    sticky_sessions_cookie: Text | None = None
-    sticky_sessions_cookie_path: str = "/"
+    sticky_sessions_cookie: CookieName | None = None
+    sticky_sessions_cookie_path: UrlPath = "/"
     updated_at: int | None = None
 
     @classmethod

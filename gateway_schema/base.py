@@ -5,9 +5,17 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.fields import FieldInfo
 
 Protocol = Literal["http", "https", "grpc", "grpcs", "tcp", "tls", "tls_passthrough", "udp", "ws", "wss"]
@@ -22,13 +30,28 @@ NEW_MASK = "[masked] (changed)"
 REFERENCEABLE = "x-referenceable"
 """Marks a field that may hold a vault reference (`{vault://…}`)."""
 
-Secret = Annotated[str, Field(json_schema_extra={ENCRYPTED: True, REFERENCEABLE: True})]
-Referenceable = Annotated[str, Field(json_schema_extra={REFERENCEABLE: True})]
-
-
 Text = Annotated[str, Field(min_length=1)]
 """As in Kong, a text that is set says something: decK cannot read an entity whose key is empty."""
-SecretText = Annotated[Secret, Field(min_length=1)]
+Secret = Annotated[Text, Field(json_schema_extra={ENCRYPTED: True, REFERENCEABLE: True})]
+Referenceable = Annotated[Text, Field(json_schema_extra={REFERENCEABLE: True})]
+
+
+def is_vault_reference(text: str) -> bool:
+    return text.startswith("{vault://") and text.endswith("}")
+
+
+def _or_reference(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return value if isinstance(value, str) and is_vault_reference(value) else check(value)
+
+
+T = TypeVar("T")
+OrReference = Annotated[
+    T,
+    WrapValidator(_or_reference),
+    PlainSerializer(lambda value: value),
+    Field(json_schema_extra={REFERENCEABLE: True}),
+]
+"""A choice or a number that may stand in a vault: what is found there is looked at by whoever reads it."""
 
 _ID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 

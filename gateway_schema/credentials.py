@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import model_validator
 
-from gateway_schema.base import SecretText, Text
+from gateway_schema.base import Secret, Text
 from gateway_schema.entities import Entity, Reference
 from gateway_schema.violations import FieldFaults
 
@@ -39,7 +39,7 @@ class BasicAuthCredential(Entity):
 
     consumer: Reference
     username: Text
-    password: SecretText
+    password: Secret
 
     @classmethod
     def admit(cls, written: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class HmacAuthCredential(Entity):
 
     consumer: Reference
     username: Text
-    secret: SecretText | None = None
+    secret: Secret | None = None
 
 
 class JwtCredential(Entity):
@@ -72,7 +72,7 @@ class JwtCredential(Entity):
 
     consumer: Reference
     key: Text | None = None
-    secret: SecretText | None = None
+    secret: Secret | None = None
     algorithm: JwtAlgorithm = "HS256"
     rsa_public_key: str | None = None
 

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from gateway_schema import defaults
-from gateway_schema.base import Protocol, Record, SecretText, Text, canonical_id, is_address, is_network
+from gateway_schema.base import Protocol, Record, Secret, Text, canonical_id, is_address, is_network
 from gateway_schema.expressions import ExpressionError, check_expression
 from gateway_schema.paths import written_normally
 from gateway_schema.patterns import PatternError, compile_path
@@ -120,12 +120,16 @@ def _check_route_sni(value: str) -> str:
     return value
 
 
+def check_header_name(name: str) -> str:
+    if not name:
+        raise ValueError("no header name provided")
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f"bad header name '{name}', allowed characters are A-Z, a-z, 0-9, '_', and '-'")
+    return name
+
+
 def _check_header_names(headers: dict[str, list[str]]) -> dict[str, list[str]]:
-    for name in headers:
-        if not name:
-            raise ValueError("no header name provided")
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"bad header name '{name}', allowed characters are A-Z, a-z, 0-9, '_', and '-'")
+    for name in map(check_header_name, headers):
         if name.lower() == "host":
             raise ValueError("must not contain 'host' (use 'hosts')")
     return headers
@@ -166,6 +170,7 @@ def _check_expression(value: str) -> str:
 Id = Annotated[str, AfterValidator(_check_id)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Tags = Annotated[list[str], AfterValidator(check_tags)]
+UrlPath = Annotated[Text, AfterValidator(_check_path)]
 
 
 class Reference(BaseModel):
@@ -238,7 +243,7 @@ class Service(Entity):
     protocol: Protocol = "http"
     host: Annotated[str, AfterValidator(_check_service_host)]
     port: Port = 80
-    path: Annotated[str, AfterValidator(_check_path)] | None = None
+    path: UrlPath | None = None
     retries: Annotated[int, Field(ge=0, le=32_767)] = defaults.SERVICE_RETRIES
     connect_timeout: Timeout = defaults.SERVICE_TIMEOUT_MS
     write_timeout: Timeout = defaults.SERVICE_TIMEOUT_MS
@@ -447,7 +452,7 @@ class KeyAuthCredential(Entity):
     """A key by which a consumer is known to key-auth."""
 
     consumer: Reference
-    key: SecretText | None = None
+    key: Secret | None = None
     ttl: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
 
 
@@ -484,13 +489,13 @@ class Plugin(Entity):
     name: str
     instance_name: Name | None = None
     config: dict[str, Any] = Field(default_factory=dict)
-    protocols: list[Protocol] | None = None
+    protocols: Annotated[list[Protocol], Field(min_length=1)] | None = None
     enabled: bool = True
     service: Reference | None = None
     route: Reference | None = None
     consumer: Reference | None = None
     consumer_group: Reference | None = None
     ordering: Ordering | None = None
-    condition: Annotated[str, Field(max_length=1024)] | None = None
+    condition: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     partials: list[PartialLink] | None = None
     updated_at: int | None = None

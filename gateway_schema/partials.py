@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gateway_schema.base import Record, Referenceable, Secret
+from gateway_schema.base import Record, Referenceable, Secret, Text
 from gateway_schema.entities import Entity, Name, Port, Reference
 from gateway_schema.plugins.llm import NullableRecord, Target
 from gateway_schema.plugins.vectordb import CloudAuthentication, Embeddings, Redis, VectorDb
@@ -24,7 +24,7 @@ class RedisCe(NullableRecord):
     database: int = 0
     ssl: bool = False
     ssl_verify: bool = True
-    server_name: str | None = None
+    server_name: Text | None = None
     cloud_authentication: CloudAuthentication | None = None
 
 
@@ -47,7 +47,7 @@ class Partial(Entity):
 
 
 class Filter(Record):
-    name: Annotated[str, Field(min_length=1)]
+    name: Text
     enabled: bool = True
     config: Any = None
 

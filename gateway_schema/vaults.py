@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from gateway_schema.base import Number, Record, Referenceable, Secret
+from gateway_schema.base import Number, Record, Referenceable, Secret, Text
 from gateway_schema.entities import Entity
 
 VaultType = Literal["env", "aws", "gcp", "azure", "hcv", "conjur", "konnect"]
@@ -50,60 +50,60 @@ class VaultConfig(Record):
 
 
 class EnvVault(VaultConfig):
-    prefix: str | None = None
+    prefix: Text | None = None
 
 
 class AwsVault(VaultConfig):
-    region: str | None = None
-    endpoint_url: str | None = None
-    assume_role_arn: str | None = None
-    role_session_name: str | None = None
-    sts_endpoint_url: str | None = None
+    region: Text | None = None
+    endpoint_url: Text | None = None
+    assume_role_arn: Text | None = None
+    role_session_name: Text | None = None
+    sts_endpoint_url: Text | None = None
     ssl_verify: bool | None = None
 
 
 class GcpVault(VaultConfig):
-    project_id: str | None = None
+    project_id: Text | None = None
     ssl_verify: bool | None = None
 
 
 class AzureVault(VaultConfig):
-    vault_uri: str | None = None
-    location: str | None = None
-    type: str | None = None
-    credentials_prefix: str | None = None
-    client_id: str | None = None
-    tenant_id: str | None = None
-    instance_metadata_host: str | None = None
+    vault_uri: Text | None = None
+    location: Text | None = None
+    type: Text | None = None
+    credentials_prefix: Text | None = None
+    client_id: Text | None = None
+    tenant_id: Text | None = None
+    instance_metadata_host: Text | None = None
     ssl_verify: bool | None = None
 
 
 class HashicorpVault(VaultConfig):
     protocol: Literal["http", "https"] | None = None
-    host: str | None = None
+    host: Text | None = None
     port: Annotated[int, Field(ge=0, le=65_535)] | None = None
-    namespace: str | None = None
-    mount: str | None = None
+    namespace: Text | None = None
+    mount: Text | None = None
     kv: Literal["v1", "v2"] | None = None
     ssl_verify: bool | None = None
     auth_method: HcvAuthMethod | None = None
     token: Secret | None = None
-    kube_role: str | None = None
-    kube_auth_path: str | None = None
-    kube_api_token_file: str | None = None
-    approle_auth_path: str | None = None
+    kube_role: Text | None = None
+    kube_auth_path: Text | None = None
+    kube_api_token_file: Text | None = None
+    approle_auth_path: Text | None = None
     approle_role_id: Referenceable | None = None
     approle_secret_id: Secret | None = None
-    approle_secret_id_file: str | None = None
+    approle_secret_id_file: Text | None = None
     approle_response_wrapping: bool | None = None
-    cert_auth_role_name: str | None = None
+    cert_auth_role_name: Text | None = None
     cert_auth_cert: Referenceable | None = None
     cert_auth_cert_key: Secret | None = None
-    jwt_role: str | None = None
+    jwt_role: Text | None = None
 
 
 class ConjurVault(VaultConfig):
-    endpoint_url: str | None = None
+    endpoint_url: Text | None = None
     auth_method: Literal["api_key"] | None = None
     account: Referenceable | None = None
     login: Referenceable | None = None
@@ -112,7 +112,7 @@ class ConjurVault(VaultConfig):
 
 
 class KonnectVault(VaultConfig):
-    config_store_id: str | None = None
+    config_store_id: Text | None = None
 
 
 VAULT_CONFIGS: Mapping[str, type[Record]] = {
@@ -131,6 +131,6 @@ class Vault(Entity):
 
     prefix: Annotated[str, AfterValidator(_check_prefix)]
     name: VaultType
-    description: str | None = None
+    description: Text | None = None
     config: dict[str, Any] | None = None
     updated_at: int | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gateway_schema.base import Text
 from gateway_schema.plugins.base import HTTP_PROTOCOLS, PluginConfig
 from gateway_schema.plugins.llm import GenaiCategory, LlmFormat, NullableRecord, Target
 from gateway_schema.plugins.vectordb import Embeddings, VectorDb
@@ -31,8 +32,8 @@ class AclMatch(NullableRecord):
     type: Literal["consumer", "consumer_group", "header", "ip", "model", "path", "provider"] = Field(
         description="What is compared."
     )
-    key: str | None = Field(None, description="Which property of it: `id`, `username`, `name`, or a header's name.")
-    values: Annotated[list[str], Field(min_length=1)] = Field(description="Values of which one must be met.")
+    key: Text | None = Field(None, description="Which property of it: `id`, `username`, `name`, or a header's name.")
+    values: Annotated[list[Text], Field(min_length=1)] = Field(description="Values of which one must be met.")
 
 
 class AclRule(NullableRecord):
@@ -65,7 +66,7 @@ class Balancer(NullableRecord):
     read_timeout: Milliseconds = Field(60_000, description="Longest wait between two reads.")
     write_timeout: Milliseconds = Field(60_000, description="Longest wait between two writes.")
     slots: Annotated[int, Field(ge=10, le=65_536)] = Field(10_000, description="Places on the hash ring.")
-    hash_on_header: str = Field("X-Kong-LLM-Request-ID", description="Header that consistent hashing goes by.")
+    hash_on_header: Text = Field("X-Kong-LLM-Request-ID", description="Header that consistent hashing goes by.")
     latency_strategy: Literal["e2e", "tpot"] = Field("tpot", description="Whole time, or time per output token.")
     tokens_count_strategy: Literal["completion-tokens", "cost", "llm-accuracy", "prompt-tokens", "total-tokens"] = (
         Field("total-tokens", description="What `lowest-usage` adds up.")

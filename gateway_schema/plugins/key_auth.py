@@ -7,20 +7,20 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from gateway_schema import defaults
-from gateway_schema.base import Record
+from gateway_schema.base import Record, Text
 from gateway_schema.plugins.base import HTTP_PROTOCOLS, PluginConfig
 
-KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+KeyName = Annotated[Text, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class IdentityRealm(Record):
-    id: str | None = Field(None, description="UUID of the realm.")
-    region: str | None = None
+    id: Text | None = Field(None, description="UUID of the realm.")
+    region: Text | None = None
     scope: Literal["cp", "realm"] = "cp"
 
 
 class Principals(Record):
-    directory: str = Field("default", description="Directory of identities to authenticate against.")
+    directory: Text = Field("default", description="Directory of identities to authenticate against.")
     enabled: bool = False
     error_on_miss: bool = True
 
@@ -36,11 +36,11 @@ class KeyAuthConfig(PluginConfig):
     hide_credentials: bool = Field(
         defaults.HIDE_CREDENTIALS, description="Whether the key is removed before the request goes on."
     )
-    anonymous: str | None = Field(None, description="Consumer (id or username) to fall back to when no key is valid.")
+    anonymous: Text | None = Field(None, description="Consumer (id or username) to fall back to when no key is valid.")
     key_in_header: bool = Field(True, description="Whether keys are looked for in headers.")
     key_in_query: bool = Field(True, description="Whether keys are looked for in the query string.")
     key_in_body: bool = Field(False, description="Whether keys are looked for in JSON and form bodies.")
     run_on_preflight: bool = Field(True, description="Whether OPTIONS requests need a key too.")
-    realm: str | None = Field(None, description="Realm that the WWW-Authenticate header names.")
+    realm: Text | None = Field(None, description="Realm that the WWW-Authenticate header names.")
     identity_realms: list[IdentityRealm] | None = Field(None, description="Konnect identity realms: accepted, unused.")
     principals: Principals | None = Field(None, description="Kong Identity; accepted while `enabled` is false.")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gateway_schema.base import Record, Referenceable, Secret
+from gateway_schema.base import Record, Referenceable, Secret, Text
 
 LlmFormat = Literal["openai", "anthropic", "bedrock", "cohere", "gemini", "huggingface"]
 
@@ -85,7 +85,7 @@ def _check_url(value: str) -> str:
     return value
 
 
-Url = Annotated[str, AfterValidator(_check_url)]
+Url = Annotated[Text, AfterValidator(_check_url)]
 
 
 def require_together(record: Record, *names: str) -> None:
@@ -124,15 +124,15 @@ class Auth(NullableRecord):
 
 
 class BedrockOptions(NullableRecord):
-    aws_region: str | None = Field(None, description="AWS region; else AWS_REGION or AWS_DEFAULT_REGION.")
-    aws_assume_role_arn: str | None = Field(None, description="Role to assume with the base credentials.")
-    aws_role_session_name: str | None = Field(None, description="Session name under which the role is assumed.")
-    aws_sts_endpoint_url: str | None = Field(None, description="STS endpoint in place of the region's own.")
-    batch_bucket_prefix: str | None = Field(None, description="S3 prefix of batch inputs and results.")
-    batch_role_arn: str | None = Field(None, description="Role that batch jobs run under.")
+    aws_region: Text | None = Field(None, description="AWS region; else AWS_REGION or AWS_DEFAULT_REGION.")
+    aws_assume_role_arn: Text | None = Field(None, description="Role to assume with the base credentials.")
+    aws_role_session_name: Text | None = Field(None, description="Session name under which the role is assumed.")
+    aws_sts_endpoint_url: Text | None = Field(None, description="STS endpoint in place of the region's own.")
+    batch_bucket_prefix: Text | None = Field(None, description="S3 prefix of batch inputs and results.")
+    batch_role_arn: Text | None = Field(None, description="Role that batch jobs run under.")
     embeddings_normalize: bool = Field(False, description="Whether embeddings are normalised.")
-    performance_config_latency: str | None = Field(None, description="Latency setting forced on every request.")
-    video_output_s3_uri: str | None = Field(None, description="S3 prefix where generated videos are stored.")
+    performance_config_latency: Text | None = Field(None, description="Latency setting forced on every request.")
+    video_output_s3_uri: Text | None = Field(None, description="S3 prefix where generated videos are stored.")
 
 
 class CohereOptions(NullableRecord):
@@ -147,13 +147,13 @@ class DashscopeOptions(NullableRecord):
 
 
 class DatabricksOptions(NullableRecord):
-    workspace_instance_id: str | None = Field(None, description="Workspace instance, the host's first label.")
+    workspace_instance_id: Text | None = Field(None, description="Workspace instance, the host's first label.")
 
 
 class GeminiBaseOptions(NullableRecord):
-    api_endpoint: str | None = Field(None, description="Regional Vertex host.")
-    location_id: str | None = Field(None, description="Vertex location.")
-    project_id: str | None = Field(None, description="Vertex project.")
+    api_endpoint: Text | None = Field(None, description="Regional Vertex host.")
+    location_id: Text | None = Field(None, description="Vertex location.")
+    project_id: Text | None = Field(None, description="Vertex project.")
 
     @model_validator(mode="after")
     def _vertex_is_whole(self) -> Self:
@@ -162,7 +162,7 @@ class GeminiBaseOptions(NullableRecord):
 
 
 class GeminiOptions(GeminiBaseOptions):
-    endpoint_id: str | None = Field(None, description="Model Garden endpoint.")
+    endpoint_id: Text | None = Field(None, description="Model Garden endpoint.")
 
 
 class HuggingfaceOptions(NullableRecord):
@@ -171,12 +171,12 @@ class HuggingfaceOptions(NullableRecord):
 
 
 class CacheWriteCost(NullableRecord):
-    ttl: str = Field(description="Label of the cache's lifetime, such as `5m` or `1h`.")
+    ttl: Text = Field(description="Label of the cache's lifetime, such as `5m` or `1h`.")
     cost: float = Field(description="Price per million tokens written with that lifetime.")
 
 
 class ContextWindowFactor(NullableRecord):
-    above: str = Field(description="Prompt tokens above which the factors hold.")
+    above: Text = Field(description="Prompt tokens above which the factors hold.")
     input_factor: float = Field(description="Multiplier of the input price.")
     output_factor: float = Field(description="Multiplier of the output price.")
 
@@ -188,7 +188,7 @@ class ContextWindowFactor(NullableRecord):
 
 
 class ServiceTierFactor(NullableRecord):
-    tier: Annotated[str, Field(min_length=1)] = Field(description="Word looked for in the provider's service tier.")
+    tier: Text = Field(description="Word looked for in the provider's service tier.")
     factor: float = Field(description="Multiplier of the whole price.")
 
 
@@ -207,11 +207,11 @@ class ModelOptions(NullableRecord):
     context_window_factor: list[ContextWindowFactor] | None = Field(None, description="Price factors of long prompts.")
     service_tier_factor: list[ServiceTierFactor] | None = Field(None, description="Price factors of service tiers.")
     upstream_url: Url | None = Field(None, description="URL that replaces the provider's, path included.")
-    upstream_path: str | None = Field(None, description="Path that replaces the provider's own (deprecated).")
-    anthropic_version: str | None = Field(None, description="Version of Anthropic's API.")
-    azure_instance: str | None = Field(None, description="Azure OpenAI instance.")
-    azure_deployment_id: str | None = Field(None, description="Azure OpenAI deployment.")
-    azure_api_version: str = Field("2023-05-15", description="Version of Azure's API.")
+    upstream_path: Text | None = Field(None, description="Path that replaces the provider's own (deprecated).")
+    anthropic_version: Text | None = Field(None, description="Version of Anthropic's API.")
+    azure_instance: Text | None = Field(None, description="Azure OpenAI instance.")
+    azure_deployment_id: Text | None = Field(None, description="Azure OpenAI deployment.")
+    azure_api_version: Text = Field("2023-05-15", description="Version of Azure's API.")
     bedrock: BedrockOptions | None = None
     cohere: CohereOptions | None = None
     dashscope: DashscopeOptions | None = None
@@ -225,8 +225,8 @@ class ModelOptions(NullableRecord):
 
 class Model(NullableRecord):
     provider: Provider = Field(description="Whose API the target speaks.")
-    name: str | None = Field(None, description="Model asked for; may hold templates such as `$(headers.x-model)`.")
-    model_alias: str | None = Field(None, description="Name under which clients ask for this target.")
+    name: Text | None = Field(None, description="Model asked for; may hold templates such as `$(headers.x-model)`.")
+    model_alias: Text | None = Field(None, description="Name under which clients ask for this target.")
     options: ModelOptions | None = None
 
 
@@ -243,7 +243,7 @@ class Target(NullableRecord):
     auth: Auth | None = None
     logging: Logging = Field(default_factory=Logging)
     weight: Annotated[int, Field(ge=1, le=65_535)] = Field(100, description="Share of the traffic.")
-    description: str | None = Field(None, description="What the target is good at; `CATCHALL` takes the rest.")
+    description: Text | None = Field(None, description="What the target is good at; `CATCHALL` takes the rest.")
     metadata: dict[str, Any] | None = Field(None, description="Kept and shown, not interpreted.")
 
     @model_validator(mode="after")

@@ -6,18 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway_schema.base import Referenceable, Secret
+from gateway_schema.base import OrReference, Referenceable, Secret, Text
 from gateway_schema.plugins.llm import Auth, BedrockOptions, GeminiBaseOptions, HuggingfaceOptions, NullableRecord, Url
 
 Milliseconds = Annotated[int, Field(ge=0, le=2_147_483_646)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
-RedisPort = Annotated[int, Field(ge=0, le=65_535, json_schema_extra={"x-referenceable": True})]
+CloudProvider = OrReference[Literal["aws", "azure", "gcp"]]
 
 
 class CloudAuthentication(NullableRecord):
-    auth_provider: (
-        Annotated[Literal["aws", "azure", "gcp"], Field(json_schema_extra={"x-referenceable": True})] | None
-    ) = Field(None, description="Whose identity opens the Redis instance.")
+    auth_provider: CloudProvider | None = Field(None, description="Whose identity opens the Redis instance.")
     aws_access_key_id: Secret | None = None
     aws_secret_access_key: Secret | None = None
     aws_assume_role_arn: Secret | None = None
@@ -32,18 +30,18 @@ class CloudAuthentication(NullableRecord):
 
 
 class ClusterNode(NullableRecord):
-    ip: str = "127.0.0.1"
+    ip: Text = "127.0.0.1"
     port: Port = 6379
 
 
 class SentinelNode(NullableRecord):
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 6379
 
 
 class Redis(NullableRecord):
     host: Referenceable = "127.0.0.1"
-    port: RedisPort = 6379
+    port: OrReference[Port] = 6379
     database: int = 0
     username: Referenceable | None = None
     password: Secret | None = None
@@ -57,7 +55,7 @@ class Redis(NullableRecord):
     keepalive_backlog: Milliseconds | None = None
     cluster_nodes: Annotated[list[ClusterNode], Field(min_length=1)] | None = None
     cluster_max_redirections: int = 5
-    sentinel_master: str | None = None
+    sentinel_master: Text | None = None
     sentinel_role: Literal["any", "master", "slave"] | None = None
     sentinel_nodes: Annotated[list[SentinelNode], Field(min_length=1)] | None = None
     sentinel_username: Referenceable | None = None
@@ -67,17 +65,17 @@ class Redis(NullableRecord):
 
 
 class Pgvector(NullableRecord):
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: int = 5432
-    database: str = "kong-pgvector"
+    database: Text = "kong-pgvector"
     user: Referenceable = "postgres"
     password: Secret | None = None
     ssl: bool = False
     ssl_required: bool = False
     ssl_verify: bool = True
     ssl_version: Literal["any", "tlsv1_2", "tlsv1_3"] = "tlsv1_2"
-    ssl_cert: str | None = None
-    ssl_cert_key: str | None = None
+    ssl_cert: Text | None = None
+    ssl_cert_key: Text | None = None
     timeout: float = Field(5000, description="Milliseconds.")
 
 
@@ -91,9 +89,9 @@ class VectorDb(NullableRecord):
 
 
 class AzureEmbeddings(NullableRecord):
-    api_version: str = "2023-05-15"
-    deployment_id: str | None = None
-    instance: str | None = None
+    api_version: Text = "2023-05-15"
+    deployment_id: Text | None = None
+    instance: Text | None = None
 
 
 class EmbeddingsOptions(NullableRecord):
@@ -108,7 +106,7 @@ class EmbeddingsModel(NullableRecord):
     provider: Literal["azure", "bedrock", "gemini", "huggingface", "mistral", "ollama", "openai"] = Field(
         description="Whose API makes the embeddings."
     )
-    name: str = Field(description="Model that makes the embeddings.")
+    name: Text = Field(description="Model that makes the embeddings.")
     options: EmbeddingsOptions | None = None
 
 

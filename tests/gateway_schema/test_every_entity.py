@@ -103,6 +103,29 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         },
         "values of these fields must be distinct: 'hash_on_header', 'hash_fallback_header'",
     ),
+    ("upstreams", {"name": "a", "hash_on_header": "x y"}, "hash_on_header: bad header name 'x y', allowed characters"),
+    ("upstreams", {"name": "a", "hash_fallback_header": "x:y"}, "hash_fallback_header: bad header name 'x:y', allowed"),
+    ("upstreams", {"name": "a", "hash_on_cookie": "a b;c"}, "hash_on_cookie: bad cookie name 'a b;c', allowed are"),
+    ("upstreams", {"name": "a", "sticky_sessions_cookie": "a="}, "sticky_sessions_cookie: bad cookie name 'a='"),
+    *(
+        ("upstreams", {"name": "a", field: value}, f"{field}: {said}")
+        for field in ("hash_on_cookie_path", "sticky_sessions_cookie_path")
+        for value, said in (
+            ("", "length must be at least 1"),
+            ("x", "should start with: /"),
+            ("//", "must not have em"),
+        )
+    ),
+    *(
+        ("upstreams", {"name": "a", "healthchecks": {"active": active}}, f"healthchecks.active.{said}")
+        for active, said in (
+            ({"http_path": ""}, "http_path: length must be at least 1"),
+            ({"http_path": "x"}, "http_path: should start with: /"),
+            ({"https_sni": "a b"}, "https_sni: invalid value: a b"),
+            ({"https_sni": "a.test:443"}, "https_sni: must not have a port"),
+            ({"https_sni": "::1"}, "https_sni: must not be an IP"),
+        )
+    ),
     ("upstreams", {"name": "a", "slots": 9}, "slots: value should be between 10 and 65536"),
     (
         "upstreams",
@@ -170,6 +193,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("upstreams", {"name": "u", "algorithm": ["x"]}, "algorithm: expected"),
     ("vaults", {"prefix": "aa\n", "name": "env"}, "prefix: invalid value"),
     ("snis", {"name": "a.test\n", "certificate": ID}, "name: invalid value"),
+    ("plugins", {"name": "p", "condition": ""}, "condition: length must be at least 1"),
+    ("plugins", {"name": "p", "protocols": []}, "protocols: length must be at least 1"),
     ("plugins", {"name": "p", "partials": [{"path": "x"}]}, "partials[0]: at least one of these fields must be non-e"),
 ]
 
@@ -255,6 +280,20 @@ def test_some_algorithms_hash_on_nothing(written: dict[str, Any], algorithm: str
     shown = checked("upstreams", {"name": "u", **written})
     assert (shown["algorithm"], shown["hash_on"]) == (algorithm, hash_on)
     assert checked("upstreams", shown) == shown
+
+
+def test_what_an_upstream_may_hash_on_is_kept_as_it_was_written() -> None:
+    fields = {"hash_on_header": "X-User_1", "hash_on_cookie": "__Host-id.1", "hash_on_cookie_path": "/a/b%20c"}
+    active = {"http_path": "/health", "https_sni": "a_b.test."}
+    shown = checked("upstreams", {"name": "u", **fields, "healthchecks": {"active": active}})
+    assert {name: shown[name] for name in fields} == fields
+    assert {name: shown["healthchecks"]["active"][name] for name in active} == active
+
+
+def test_the_condition_of_a_plugin_is_not_in_the_language_of_routes() -> None:
+    """It is CEL."""
+    condition = "default(size(request.headers['x-a']) > 1, false)"
+    assert checked("plugins", {"name": "p", "condition": condition})["condition"] == condition
 
 
 def test_a_route_with_an_expression_has_no_fields_of_traditional_ones() -> None:

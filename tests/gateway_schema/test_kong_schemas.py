@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from gateway_schema.partials import PARTIAL_CONFIGS
 from gateway_schema.plugins import PLUGINS
+from gateway_schema.registry import ENTITY_TYPES
+from gateway_schema.violations import SchemaViolation, parse
 
 SCHEMAS = Path(__file__).parent / "kong_schemas"
 
@@ -57,7 +60,9 @@ def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
 
 def _facts(schema: dict[str, Any]) -> dict[str, Any]:
     kind = schema["type"]
-    length = schema.get("minItems", schema.get("minLength"))
+    # Kong's text is never empty unless it says otherwise, which the published schema leaves unsaid.
+    unsaid = 1 if kind == "string" and "enum" not in schema else None
+    length = schema.get("minItems", schema.get("minLength", unsaid))
     facts = {
         "type": kind,
         "default": schema.get("default"),
@@ -97,6 +102,43 @@ def test_every_field_says_what_kong_says_of_it(name: str) -> None:
             **expected,
             "required": bool(expected.get("required")),
         }, path
+
+
+def _loose_texts(schema: Any, path: str) -> Iterator[str]:
+    """Where a JSON schema takes any text, the empty one too."""
+    if isinstance(schema, list):
+        for index, item in enumerate(schema):
+            yield from _loose_texts(item, f"{path}.{index}")
+    elif isinstance(schema, dict):
+        if schema.get("type") == "string" and not ({"enum", "const"} & schema.keys() or schema.get("minLength")):
+            yield path
+        for name, item in schema.items():
+            yield from _loose_texts(item, f"{path}.{name}")
+
+
+CONFIGS = {kind: config for row in ENTITY_TYPES.values() for kind, config in row.configs.items()}
+NEVER_VALID = {"datakit.$defs.UnknownNode.properties.type"}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_no_text_of_a_configuration_may_be_empty(kind: str) -> None:
+    """Kong's default for every string."""
+    assert set(_loose_texts(CONFIGS[kind].model_json_schema(), kind)) <= NEVER_VALID
+
+
+def test_what_kong_marks_referenceable_may_stand_in_a_vault() -> None:
+    """Also a choice and a number; any other text is judged as before."""
+    written = {"port": "{vault://env/port}", "cloud_authentication": {"auth_provider": "{vault://env/provider}"}}
+    redis = PARTIAL_CONFIGS["redis-ee"].model_validate(written).model_dump(mode="json")
+    assert redis["port"] == written["port"]
+    assert redis["cloud_authentication"]["auth_provider"] == "{vault://env/provider}"
+    wrong = {"port": "{vault:", "cloud_authentication": {"auth_provider": "{vault://env/provider} "}}
+    with pytest.raises(SchemaViolation) as refused:
+        parse(PARTIAL_CONFIGS["redis-ee"], wrong)
+    assert [str(violation) for violation in refused.value.violations] == [
+        "port: expected an integer",
+        "cloud_authentication.auth_provider: expected one of: aws, azure, gcp",
+    ]
 
 
 @pytest.mark.parametrize("name", CASES)
