@@ -119,6 +119,8 @@ class Repository:
         return found
 
     async def find(self, row: EntityType, key: str, scope: Scope | None = None) -> Row | None:
+        if "\0" in key:  # nothing stored has one, and PostgreSQL does not even take the question
+            return None
         table = ENTITY_TABLES[row.name]
         entity_id = canonical_id(key)
         if entity_id is not None:
@@ -320,9 +322,7 @@ class Repository:
                 if isinstance(value, str) and key not in target.match:
                     raise ForeignKeyUnresolved(name, key, value, target.name)
                 if isinstance(value, str):
-                    table = ENTITY_TABLES[target.name]
-                    query = select(table.c.id).where(self._mine(table), self._equals(target, table, key, value))
-                    found = (await self._session.execute(query)).scalar_one_or_none()
+                    found = await self._id_by(target, key, value)
                     if found is None:
                         raise ForeignKeyUnresolved(name, key, value, target.name)
                     result[name] = {"id": found}
@@ -331,6 +331,15 @@ class Repository:
             if listed.key is not None and isinstance(entries := body.get(name), list):
                 result[name] = [await self._resolved_entry(name, listed, entry) for entry in entries]
         return result
+
+    async def _id_by(self, target: EntityType, field_name: str, value: str) -> str | None:
+        """The id of what has this value in a unique field."""
+        if "\0" in value:
+            return None
+        table = ENTITY_TABLES[target.name]
+        query = select(table.c.id).where(self._mine(table), self._equals(target, table, field_name, value))
+        found: str | None = (await self._session.execute(query)).scalar_one_or_none()
+        return found
 
     async def _resolved_entry(self, name: str, listed: Listed, entry: Any) -> Any:
         """An entry of a list of references, by id."""

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
 from control_plane.api import answers
-from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters, rfc3339
+from control_plane.api.exchange import WITHOUT_NUL, Body, Plane, Reader, Writer, answer, parameters, rfc3339
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.paging import Page
@@ -33,10 +33,8 @@ router = StemRouter(prefix="/v2/control-planes/{control_plane_id}/config-stores"
 MAX_KEY_LENGTH = 512
 _NO_STORE = "The requested config store was not found."
 _NO_SECRET = "The requested secret was not found."  # noqa: S105
-_PRINTABLE = r"^[^\x00]+$"
-"""PostgreSQL keeps no NUL in a text."""
 
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_PRINTABLE)]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=WITHOUT_NUL)]
 Value = Annotated[str, Field(min_length=1, max_length=5120)]
 
 
@@ -50,7 +48,7 @@ class StoreBody(BaseModel):
 class CreateSecret(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    key: Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=_PRINTABLE)]
+    key: Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH, pattern=WITHOUT_NUL)]
     value: Value
 
 

@@ -50,6 +50,8 @@ async def json_object(request: Request) -> dict[str, Any]:
     return body
 
 
+WITHOUT_NUL = r"^[^\x00]*$"
+"""The pattern of texts that are stored: PostgreSQL keeps no NUL in one."""
 Body = Annotated[dict[str, Any], Depends(json_object)]
 
 
@@ -98,6 +100,8 @@ def _parameter(detail: Any) -> dict[str, Any]:
     if kind == "literal_error":
         choices = [part.strip(" '") for part in str(context["expected"]).replace(" or ", ",").split(",")]
         return {**base, "rule": "enum", "choices": choices, "reason": f"must be one of {', '.join(choices)}"}
+    if context.get("pattern") == WITHOUT_NUL:
+        return {**base, "rule": "invalid", "reason": "must not contain NUL characters"}
     reason = str(context["error"]) if "error" in context else str(detail["msg"])
     return {**base, "rule": "invalid", "reason": reason}
 

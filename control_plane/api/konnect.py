@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
 from control_plane.api import answers
-from control_plane.api.exchange import Admin, AnyReader, Body, Plane, Reader, answer, parameters, rfc3339
+from control_plane.api.exchange import WITHOUT_NUL, Admin, AnyReader, Body, Plane, Reader, answer, parameters, rfc3339
 from control_plane.api.openapi import CONFLICT, accepts, queries, shows
 from control_plane.api.stems import StemRouter
 from control_plane.errors import Conflict, InvalidParameters, NotFound
@@ -52,6 +52,8 @@ def _check_labels(labels: dict[str, str | None]) -> dict[str, str | None]:
             raise ValueError(
                 f"label '{key}': keys have 1 to 63 characters and do not start with {', '.join(_RESERVED)}"
             )
+        if "\0" in key:
+            raise ValueError(f"label '{key}': keys must not contain NUL characters")
         if value is not None and not (len(value) <= 63 and _LABEL_VALUE.fullmatch(value)):
             raise ValueError(
                 f"label '{key}': values have 1 to 63 letters, digits, '-', '_', '.', no sign at either end"
@@ -59,17 +61,17 @@ def _check_labels(labels: dict[str, str | None]) -> dict[str, str | None]:
     return labels
 
 
-Name = Annotated[str, Field(min_length=2, max_length=256)]
-Description = Annotated[str, Field(max_length=2048)]
+Name = Annotated[str, Field(min_length=2, max_length=256, pattern=WITHOUT_NUL)]
+Description = Annotated[str, Field(max_length=2048, pattern=WITHOUT_NUL)]
 Labels = Annotated[dict[str, str | None], AfterValidator(_check_labels)]
 
 
 class ProxyUrl(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    host: Annotated[str, Field(min_length=1, max_length=120)]
+    host: Annotated[str, Field(min_length=1, max_length=120, pattern=WITHOUT_NUL)]
     port: Annotated[int, Field(ge=1, le=65_535)]
-    protocol: Annotated[str, Field(min_length=1, max_length=32)]
+    protocol: Annotated[str, Field(min_length=1, max_length=32, pattern=WITHOUT_NUL)]
 
 
 ProxyUrls = Annotated[list[ProxyUrl], Field(max_length=5)]

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import audit
 from control_plane.api import answers
-from control_plane.api.exchange import Body, Plane, Reader, Writer, answer, parameters
+from control_plane.api.exchange import WITHOUT_NUL, Body, Plane, Reader, Writer, answer, parameters
 from control_plane.api.konnect import find
 from control_plane.api.openapi import CONFLICT, accepts, shows
 from control_plane.api.stems import StemRouter
@@ -59,7 +59,7 @@ class CertificateBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     cert: Annotated[str, Field(min_length=1, max_length=65_536)]
-    title: Annotated[str, Field(max_length=256)] | None = None
+    title: Annotated[str, Field(max_length=256, pattern=WITHOUT_NUL)] | None = None
 
 
 # -- client certificates
