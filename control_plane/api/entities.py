@@ -22,10 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.api import answers
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.openapi import CONFLICT, REFUSED, accepts_entity, queries, shows
+from control_plane.api.paging import read_number
 from control_plane.api.segments import own_path
 from control_plane.api.stems import StemRouter
 from control_plane.auth import Principal
-from control_plane.errors import BadRequest, InvalidOffset, InvalidOptions, InvalidSize, NotFound
+from control_plane.errors import InvalidOffset, InvalidOptions, InvalidSize, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE, Row
 from control_plane.repository import Filters, Repository, Scope
 from control_plane.secrets import mask
@@ -40,6 +41,7 @@ MAX_TAGS = 5
 _STATUSES = {"POST": 201, "DELETE": 204}
 _FILTERED = {"services": ("name",), "routes": ("name",)}
 """Fields that `filter[field][eq|contains]` knows."""
+_HOW = ("", "[eq]", "[contains]")
 
 
 class Collection:
@@ -169,6 +171,7 @@ class Collection:
         tags, any_tag = read_tags(query) if scope is None else ((), False)
         equals: dict[str, str] = {}
         contains: dict[str, str] = {}
+        check_options(query, self._row)
         for field in _FILTERED.get(self._row.name, ()):
             for option, filters in (("", equals), ("[eq]", equals), ("[contains]", contains)):
                 if (value := query.get(f"filter[{field}]{option}")) is not None:
@@ -260,11 +263,12 @@ def read_size(query: Mapping[str, str]) -> int:
     text = query.get("size")
     if text is None or text == "":
         return DEFAULT_SIZE
-    if not text.lstrip("-").isdecimal():
+    size = read_number(text)
+    if size is None:
         raise InvalidSize("size must be a number")
-    if not 1 <= int(text[:12]) <= MAX_SIZE:
+    if not 1 <= size <= MAX_SIZE:
         raise InvalidSize(f"size must be an integer between 1 and {MAX_SIZE}")
-    return int(text)
+    return size
 
 
 def read_offset(query: Mapping[str, str]) -> str | None:
@@ -284,6 +288,21 @@ def read_offset(query: Mapping[str, str]) -> str | None:
 
 def write_offset(entity_id: str) -> str:
     return base64.urlsafe_b64encode(orjson.dumps(entity_id)).decode().rstrip("=")
+
+
+def check_options(query: Mapping[str, str], row: EntityType | None = None) -> None:
+    """Whoever narrows or sorts a list in a way that it does not know must not take all of it for the answer. Raises
+    InvalidOptions."""
+    known = [f"filter[{field}]{operator}" for field in _FILTERED.get(row.name if row else "", ()) for operator in _HOW]
+    for option in query:
+        if option.startswith("filter") and option not in known:
+            raise InvalidOptions(option, f"unknown filter: {_or_none(known)}")
+        if option == "sort":
+            raise InvalidOptions(option, "unknown order: lists are in the order of ids")
+
+
+def _or_none(known: Sequence[str]) -> str:
+    return f"this list knows {', '.join(known)}" if known else "this list knows none"
 
 
 def _filter_value(option: str, text: str) -> str:
@@ -309,5 +328,5 @@ def read_tags(query: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
     if len(tags) > MAX_TAGS:
         raise InvalidOptions("tags", f"cannot query more than {MAX_TAGS} tags")
     if any("\x00" in tag for tag in tags):
-        raise BadRequest("invalid option (tags: invalid filter syntax)")
+        raise InvalidOptions("tags", "invalid filter syntax")
     return tags, any_tag

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from control_plane.api import answers
-from control_plane.api.entities import PAGING, PREFIX, read_offset, read_size, write_offset
+from control_plane.api.entities import PAGING, PREFIX, check_options, read_offset, read_size, write_offset
 from control_plane.api.exchange import Body, Plane, Reader, Writer, answer
 from control_plane.api.konnect import find
 from control_plane.api.openapi import accepts, queries, shows
@@ -36,6 +36,7 @@ class WorkspaceBody(BaseModel):
 async def list_partial_links(request: Request, control_plane_id: str, key: str, plane: Plane, _: Reader) -> Response:
     """The plugins that a partial fills a part of. `count`: of them all."""
     size, after = read_size(request.query_params), read_offset(request.query_params)
+    check_options(request.query_params)
     async with plane.database.reading() as session:
         control_plane = await find(session, control_plane_id)
         repository = Repository(session, control_plane.id, plane.cipher)

@@ -19,6 +19,7 @@ from control_plane.api.entities import (
     PAGING,
     PREFIX,
     Collection,
+    check_options,
     path_parameters,
     read_offset,
     read_size,
@@ -102,6 +103,7 @@ class Members(Collection):
 
     async def list(self, request: Request, plane: Plane, caller: Reader) -> Response:
         size, after = read_size(request.query_params), read_offset(request.query_params)
+        check_options(request.query_params)
         async with plane.database.reading() as session:
             repository = await self._repository(request, plane, session)
             rows = await members(repository, self._end, await self._holder(request, repository))

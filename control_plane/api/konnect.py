@@ -18,6 +18,7 @@ from control_plane import audit
 from control_plane.api import answers
 from control_plane.api.exchange import WITHOUT_NUL, Admin, AnyReader, Body, Plane, Reader, answer, parameters, rfc3339
 from control_plane.api.openapi import CONFLICT, accepts, queries, shows
+from control_plane.api.paging import read_number
 from control_plane.api.stems import StemRouter
 from control_plane.errors import Conflict, InvalidParameters, NotFound
 from control_plane.holdings import NO_CONTROL_PLANE
@@ -31,6 +32,7 @@ open_to_all = StemRouter(tags=["control planes"])
 
 ORGANIZATION_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "urn:tandem:organization"))
 REGION = "local"
+_MAX_PAGE = 2**31
 _NAME_TAKEN = "Control Plane with provided name already exists."
 _RESERVED = ("kong", "konnect", "mesh", "kic", "_")
 _LABEL_VALUE = re.compile(r"[a-z0-9A-Z]([a-z0-9A-Z\-._]*[a-z0-9A-Z])?")
@@ -100,15 +102,16 @@ class UpdateControlPlane(BaseModel):
     proxy_urls: ProxyUrls | None = None
 
 
+_ORDERS = {"": False, "created_at": False, "created_at asc": False, "created_at desc": True}
 _TEXT = {"type": "string"}
 _OPERATORS = {"id": ("eq", "oeq"), "name": ("eq", "contains", "neq"), "cluster_type": ("eq", "neq", "oeq")}
 _QUERIES: Mapping[str, Mapping[str, Any]] = {
     "page[size]": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-    "page[number]": {"type": "integer", "minimum": 1, "maximum": 2**31, "default": 1},
+    "page[number]": {"type": "integer", "minimum": 1, "maximum": _MAX_PAGE, "default": 1},
     **{f"filter[{field}][{operator}]": _TEXT for field, operators in _OPERATORS.items() for operator in operators},
     "filter[cloud_gateway]": {"type": "boolean"},
     "labels": {"type": "string", "description": "`key:value,key`: all of them"},
-    "sort": {"type": "string", "description": "`created_at`, `created_at desc`"},
+    "sort": {"type": "string", "enum": [order for order in _ORDERS if order]},
 }
 
 
@@ -121,10 +124,10 @@ async def list_control_planes(request: Request, plane: Plane, caller: AnyReader)
     """All control planes, in pages: `page[size]`, `page[number]`, `filter[…]`, `labels`, `sort`."""
     query = request.query_params
     size = _number(query.get("page[size]"), "page[size]", 100, 1000)
-    number = _number(query.get("page[number]"), "page[number]", 1, 2**31)
+    number = _number(query.get("page[number]"), "page[number]", 1, _MAX_PAGE)
     async with plane.database.reading() as session:
         found = list((await session.execute(select(ControlPlane))).scalars())
-    found.sort(key=lambda item: (item.created_at, item.id), reverse=query.get("sort", "").strip().endswith(" desc"))
+    found.sort(key=lambda item: (item.created_at, item.id), reverse=_newest_first(query))
     accepted = [lambda item: caller.sees(item.id), *_filters(query)]
     found = [item for item in found if all(accept(item) for accept in accepted)]
     page = found[(number - 1) * size : number * size]
@@ -212,7 +215,7 @@ async def delete_control_plane(control_plane_id: str, plane: Plane, caller: Admi
 async def list_runtime_groups(
     plane: Plane,
     caller: AnyReader,
-    page: Annotated[int, Query(ge=1)] = 1,
+    page: Annotated[int, Query(ge=1, le=_MAX_PAGE)] = 1,
     size: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> Response:
     """The look-up by name with which decK begins every command."""
@@ -321,10 +324,22 @@ def _without_nulls(labels: Mapping[str, str | None]) -> dict[str, Any]:
 def _number(text: str | None, name: str, default: int, maximum: int) -> int:
     if text is None:
         return default
-    if not text.isdecimal() or not 1 <= int(text[:12]) <= maximum:
-        reason = f"must be an integer between 1 and {maximum}"
-        raise InvalidParameters([{"field": name, "rule": "is_integer", "reason": reason, "source": "query"}])
-    return int(text)
+    number = read_number(text)
+    if number is None or not 1 <= number <= maximum:
+        raise _invalid(name, "is_integer", f"must be an integer between 1 and {maximum}")
+    return number
+
+
+def _newest_first(query: Mapping[str, str]) -> bool:
+    """Raises InvalidParameters for an order that is not known."""
+    order = " ".join(query.get("sort", "").split())
+    if order not in _ORDERS:
+        raise _invalid("sort", "enum", f"must be one of {', '.join(filter(None, _ORDERS))}")
+    return _ORDERS[order]
+
+
+def _invalid(name: str, rule: str, reason: str) -> InvalidParameters:
+    return InvalidParameters([{"field": name, "rule": rule, "reason": reason, "source": "query"}])
 
 
 _Accept = Callable[[ControlPlane], bool]
@@ -337,8 +352,8 @@ def _filters(query: Mapping[str, str]) -> list[_Accept]:
         if matched:
             accepted.append(_filter(matched[1], matched[2] or "eq", value))
         elif key.startswith("filter"):
-            raise InvalidParameters([{"field": key, "rule": "invalid", "reason": "unknown filter", "source": "query"}])
-        elif key in {"labels", "filter[labels]"}:
+            raise _invalid(key, "invalid", "unknown filter")
+        elif key == "labels":
             accepted.extend(_label_filter(part) for part in value.split(",") if part.strip())
     return accepted
 

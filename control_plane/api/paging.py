@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,6 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.errors import InvalidParameters
 
+_WHOLE = re.compile(r"-?[0-9]+")
+_ENDLESS = 10**18
+"""Fits into 64 bits, and is beyond every limit."""
 _Cursor = Annotated[str, Query(max_length=4096)]
 
 
@@ -72,6 +76,16 @@ def _read_paging(
     before: Annotated[_Cursor, Query(alias="page[before]", description="From `previous` of the page after")] = "",
 ) -> Paging:
     return Paging(request, size, _read_cursor("page[after]", after), _read_cursor("page[before]", before))
+
+
+def read_number(text: str) -> int | None:
+    """A whole number in a query; None for any other text. One of more than 18 digits counts as one of 19: Python does
+    not even read thousands of them, and no answer could show more than 64 bits."""
+    if not _WHOLE.fullmatch(text):
+        return None
+    digits = text.lstrip("-").lstrip("0")
+    number = int(digits or "0") if len(digits) <= 18 else _ENDLESS
+    return -number if text.startswith("-") else number
 
 
 Page = Annotated[Paging, Depends(_read_paging)]

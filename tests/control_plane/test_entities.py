@@ -480,10 +480,18 @@ async def test_pages_follow_one_another_and_survive_deletions(client: Client) ->
         ({"size": "0"}, 9, "size must be an integer between 1 and 1000"),
         ({"size": "1001"}, 9, "size must be an integer between 1 and 1000"),
         ({"size": "many"}, 9, "size must be a number"),
+        ({"size": "--5"}, 9, "size must be a number"),
+        ({"size": "-"}, 9, "size must be a number"),
+        ({"size": "²"}, 9, "size must be a number"),
+        ({"size": "-5"}, 9, "size must be an integer between 1 and 1000"),
+        ({"size": "0000000000010000"}, 9, "size must be an integer between 1 and 1000"),
+        ({"size": "00000000000199999999999999999999"}, 9, "size must be an integer between 1 and 1000"),
+        ({"size": "9" * 5000}, 9, "size must be an integer between 1 and 1000"),
         ({"offset": "###"}, 7, "'###' is not a valid offset: bad base64 encoding"),
         ({"tags": "a,b/c"}, 11, "invalid option (tags: invalid filter syntax)"),
         ({"tags": "a,b,c,d,e,f"}, 11, "invalid option (tags: cannot query more than 5 tags)"),
         ({"tags": ""}, 11, "invalid option (tags: cannot be null)"),
+        ({"tags": "\x00"}, 11, "invalid option (tags: invalid filter syntax)"),
         ({"filter[name][eq]": ""}, 11, "invalid option (filter[name][eq]: cannot be empty)"),
         ({"filter[name]": ""}, 11, "invalid option (filter[name]: cannot be empty)"),
         ({"filter[name][contains]": ""}, 11, "invalid option (filter[name][contains]: cannot be empty)"),
@@ -495,6 +503,26 @@ async def test_wrong_list_parameters_are_refused(
 ) -> None:
     refused = await client.get("services", query, 400)
     assert (refused["code"], refused["message"]) == (code, message)
+
+
+@pytest.mark.parametrize("path", ["services", "routes", "consumers", "plugins", "consumers/a/plugins"])
+@pytest.mark.parametrize("option", ["filter[name][neq]", "filter[name][xx]", "filter[colour]", "filter", "sort"])
+async def test_a_list_that_cannot_be_narrowed_or_sorted_so_says_so(client: Client, path: str, option: str) -> None:
+    await client.call("POST", "consumers", {"username": "a"}, 201)
+    refused = await client.get(path, {option: "nonsense"}, 400)
+    assert (refused["code"], list(refused["options"])) == (11, [option])
+
+
+@pytest.mark.parametrize("path", ["consumer_groups/g/consumers", "consumers/a/consumer_groups", "partials/p/links"])
+async def test_so_do_the_lists_of_members_and_links(client: Client, path: str) -> None:
+    assert (await client.get(path, {"filter[name][eq]": "x"}, 400))["code"] == 11
+    assert (await client.get(path, {"size": "--5"}, 400))["code"] == 9
+
+
+async def test_a_size_may_have_zeros_in_front(client: Client) -> None:
+    for name in ("a", "b"):
+        await client.call("POST", "services", {"name": name, "host": "a.test"}, 201)
+    assert len((await client.get("services", {"size": "0001"}))["data"]) == 1
 
 
 async def test_an_empty_offset_is_none(client: Client) -> None:

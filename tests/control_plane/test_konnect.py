@@ -84,7 +84,12 @@ async def test_lists_are_paged_filtered_and_sorted(client: Client) -> None:
     assert await listed(client, {"filter[cloud_gateway]": "true"}) == []
     assert await listed(client, {"labels": "even:True,n"}) == ["team-0", "team-2"]
     assert (await listed(client, {"sort": "created_at desc"}))[0] == "team-3"
-    await client.get("/v2/control-planes", {"page[size]": "0"}, 400)
+    assert (await listed(client, {"sort": " created_at  asc"}))[0] == "first"
+    for size in ("0", "--5", "0000000000010000", "9" * 30, "²"):
+        await client.get("/v2/control-planes", {"page[size]": size}, 400)
+    for order in ("nonsense", "name desc", "created_at up", "created_at desc asc"):
+        refused = await client.get("/v2/control-planes", {"sort": order}, 400)
+        assert refused["invalid_parameters"][0]["field"] == "sort"
     await client.get("/v2/control-planes", {"filter[colour][eq]": "red"}, 400)
 
 
@@ -94,6 +99,12 @@ async def test_deck_finds_a_control_plane_by_its_name(client: Client) -> None:
     await client.another("second")
     page = await client.get("/konnect-api/api/runtime_groups", {"page": "2", "size": "1"})
     assert (page["data"][0]["name"], page["page"], page["pageCount"]) == ("second", 2, 2)
+
+
+@pytest.mark.parametrize("page", ["99999999999999999999999", "9" * 5000, "0", "--1"])
+async def test_a_page_that_no_list_has_is_refused(client: Client, page: str) -> None:
+    refused = await client.get("/konnect-api/api/runtime_groups", {"page": page}, 400)
+    assert refused["invalid_parameters"][0]["field"] == "page"
 
 
 async def test_who_am_i(client: Client) -> None:
