@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -68,7 +68,7 @@ class Output:
         with self._writing():
             if isinstance(self.stdout, io.TextIOWrapper):
                 self.stdout.flush()
-                self.stdout.buffer.write(text.encode(errors="backslashreplace"))
+                _write_all(self.stdout.buffer, text.encode(errors="backslashreplace"))
             else:
                 self.stdout.write(text)
             self.stdout.flush()
@@ -126,6 +126,14 @@ class Output:
             no_color=True if plain or os.environ.get("NO_COLOR") else None,
             force_terminal=False if plain else None,
         )
+
+
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    """An unbuffered stream (PYTHONUNBUFFERED) takes no more than a pipe has room for."""
+    rest = memoryview(data)
+    while rest:
+        taken = stream.write(rest)
+        rest = rest[taken:]
 
 
 class _Console(Console):

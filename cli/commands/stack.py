@@ -208,7 +208,7 @@ def _announce(output: Output, wish: Wish, report: Report) -> None:
         output.line(f"  simulator      http://127.0.0.1:{state.ports['simulator']}")
     output.line()
     output.raw(export_lines(state))
-    if wish.apply and wish.name in recipes.names():
+    if wish.apply and wish.file is None:
         _show_first_steps(output, state)
 
 

@@ -90,6 +90,8 @@ def test_ranges_are_absolute() -> None:
         ("1y", None, None, "expected a length of time"),
         ("1h", "2026-01-01", None, "exclude one another"),
         (None, None, "2026-01-01", "--to needs --from"),
+        (None, "0001-01-01T00:00:00+02:00", None, "that is out of the range of dates"),
+        (None, "2026-01-01", "9999-12-31T23:59:59-02:00", "--to 9999-12-31T23:59:59-02:00: that is out"),
         (None, "soon", None, "expected a date or time"),
         (None, "2026-01-02", "2026-01-01", "the range is empty"),
         ("999999w", None, None, "--since 999999w"),

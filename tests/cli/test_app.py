@@ -79,6 +79,12 @@ def test_an_unknown_control_plane_lists_those_that_are_there(recipe: Recipe, pla
     assert "there are: default" in result.err
 
 
+def test_of_many_control_planes_it_is_said_how_many_are_not_listed(recipe: Recipe, plane: FakeControlPlane) -> None:
+    listed = [{"id": str(number), "name": f"cp-{number}"} for number in range(20)]
+    plane.answers["GET", "/v2/control-planes"] = (200, {"data": listed, "meta": {"page": {"total": 23}}})
+    assert "cp-18, cp-19 and 3 more)" in recipe("dump", "--konnect-control-plane-name", "nope").err
+
+
 def test_parameters_that_the_control_plane_refuses_are_named(recipe: Recipe, plane: FakeControlPlane) -> None:
     plane.answers["GET", "/document"] = (
         400,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli.app import run
+from cli.documents import written
 from cli.output import Output
 from tests.cli.fakes import FakeControlPlane, change, node, plan_of
 from tests.cli.test_tokens import ID, VALUE, token
@@ -24,12 +25,13 @@ KONG = '_format_version: "3.0"\nservices:\n  - name: one\n    url: http://exampl
 
 
 def shell(command: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of shell in which `recipe` is the command, and "$@" its arguments."""
+    """Run a line of shell in which `recipe` is the command, and "$@" its arguments. What is no UTF-8 comes escaped."""
     return subprocess.run(
         ["bash", "-c", f'recipe() {{ "{sys.executable}" -m cli "$@"; }}; {command}', "bash", *map(str, arguments)],
         env={**os.environ, **environment},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
         timeout=60,
         check=False,
     )
@@ -47,7 +49,8 @@ def test_what_cannot_be_reported_is_waited_for_all_the_same(plane: FakeControlPl
     result = shell(f'recipe sync "$1" {flags} > /dev/full', file(KONG))
     assert result.returncode == 5
     assert [target for _, target, _, _ in plane.requests if "receipts" in target]
-    plane.nodes = lambda: [node("rejected", last_error="no such plugin")]
+    error = {"code": "config_rejected", "message": "no such plugin"}
+    plane.nodes = lambda: [node("rejected", 0, "0" * 32, last_error=error)]
     result = shell(f"recipe reset --yes {flags} > /dev/full")
     assert result.returncode == 3
     assert "no such plugin" in result.stderr
@@ -61,11 +64,18 @@ def test_a_reader_that_has_seen_enough_makes_no_failure_of_a_change(plane: FakeC
     assert "error" not in result.stderr
 
 
-def test_a_reader_that_has_seen_enough_ends_what_only_reads(plane: FakeControlPlane) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_ends_what_only_reads(plane: FakeControlPlane, unbuffered: str) -> None:
     plane.document = {"_format_version": "3.0", "services": [{"name": f"s{number}" * 20} for number in range(5000)]}
-    result = shell("recipe dump | head -1; exit ${PIPESTATUS[0]}")
+    result = shell("recipe dump | head -1; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert result.returncode == 128 + signal.SIGPIPE
     assert "error" not in result.stderr
+
+
+def test_a_slow_reader_gets_all_of_it(plane: FakeControlPlane) -> None:
+    plane.document = {"_format_version": "3.0", "services": [{"name": f"s{number}" * 20} for number in range(5000)]}
+    dumps = [shell("recipe dump | cat", PYTHONUNBUFFERED=unbuffered).stdout for unbuffered in ("", "1")]
+    assert dumps == [written(plane.document, "yaml")] * 2
 
 
 def test_what_only_reads_has_failed_when_nobody_can_be_told(plane: FakeControlPlane) -> None:
@@ -89,6 +99,7 @@ def test_what_an_encoding_lacks_is_escaped(plane: FakeControlPlane, file: File, 
     text = shell('recipe sync "$1"', file(KONG), PYTHONIOENCODING=encoding)
     assert text.returncode == 0, text.stderr
     assert "updating service \\u4e16" in text.stdout
+    assert '"path": "/\\xe9"' in text.stdout
     data = shell('recipe sync "$1" --json-output', file(KONG), PYTHONIOENCODING=encoding)
     assert json.loads(data.stdout)["changes"]["updating"][0]["name"] == "\u4e16"
 

@@ -113,7 +113,10 @@ def test_down_after_a_file_without_tags_deletes_a_control_plane_that_holds_nothi
     home: Stack, tmp_path: Path
 ) -> None:
     (tmp_path / "own.yaml").write_text(OWN)
-    assert home.up("--file", str(tmp_path / "own.yaml")).returncode == 0
+    up = home.up("--file", str(tmp_path / "own.yaml"))
+    assert up.returncode == 0
+    assert "export DECK_KONNECT_TOKEN=" in up.stdout
+    assert "curl" not in up.stdout, "a first question is the recipe's, which another file does not answer"
     down = home.down()
     assert "removed 2 entities from model-based-routing-recipe" in down.stdout, down.stdout + down.stderr
     assert "deleted control plane model-based-routing-recipe\n" in down.stdout
