@@ -120,12 +120,13 @@ class Fleet:
         self._path.chmod(0o600)
 
     async def close(self) -> None:
+        if self._server is None:
+            return  # what lies at the path is not ours
         # Without its path nobody comes any more. Who has just come takes a few turns to reach `_accept`; an asyncio
         # server that is closed in between would forget that connection's socket.
         self._path.unlink(missing_ok=True)
         await _turns(5)
-        if self._server is not None:
-            self._server.close()
+        self._server.close()
         for task in self._conversations:
             task.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)

@@ -82,13 +82,16 @@ class Store:
         try:
             values = _read_object(pointer)
             path = self._snapshots / Path(str(values["file"])).name
-            snapshot = Snapshot(int(values["version"]), str(values["hash"]), path, values.get("software") == VERSION)
+            version = int(values["version"])
+            if not 0 <= version < 1 << 64:
+                raise ValueError(f"no version can be {version}")
+            snapshot = Snapshot(version, str(values["hash"]), path, values.get("software") == VERSION)
             found = hash_of(path.read_bytes())
         except FileNotFoundError:
             if pointer.exists():
                 log.warning("the snapshot on disk is missing: starting empty: %s", facts(file=pointer))
             return None
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OSError) as error:
             log.warning("the snapshot on disk cannot be read: starting empty: %s", facts(file=pointer, reason=error))
             self.set_aside()
             return None
@@ -104,8 +107,9 @@ class Store:
         pointer = self._folder / "snapshot.json"
         with suppress(KeyError, ValueError, TypeError, OSError):  # the pointer itself may be what is damaged
             file = self._snapshots / Path(str(_read_object(pointer)["file"])).name
-            os.replace(file, self._folder / f"snapshot.{stamp}.damaged")
-        with suppress(FileNotFoundError):
+            if file.parent == self._snapshots and file.name != "..":
+                os.replace(file, self._folder / f"snapshot.{stamp}.damaged")
+        with suppress(OSError):  # gone, or not ours to move: then the next snapshot says so when it is committed
             os.replace(pointer, self._folder / f"snapshot.json.{stamp}.damaged")
 
     def stage(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from data_plane.agent.store import Store
 from data_plane.settings import Settings
-from gateway_schema.document import canonical
+from gateway_schema.document import canonical, hash_of
 from gateway_schema.wire import config_pb2 as pb
 from tests.data_plane.agent.control_plane import PATIENCE, ControlPlane, eventually
 from tests.data_plane.agent.node_process import NodeProcess, is_ours
@@ -239,3 +242,40 @@ async def test_a_broken_node_id_is_replaced(tmp_path: Path) -> None:
         made = store.node_id()
         assert made != first
         assert Store(tmp_path).node_id() == made
+
+
+async def test_a_socket_that_cannot_be_made_is_named(state_dir: Path) -> None:
+    (state_dir / "channel.sock").mkdir(parents=True)
+    code, said = await started(Settings(state_dir, control_plane="", proxy_port=0, status_port=0))
+    assert code == 4
+    assert "cannot listen at" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"version": -5}, {"version": 1 << 64}, {"file": ".."}, {"file": ""}, {"file": "."}, {"file": "folder"}, None],
+    ids=str,
+)
+async def test_a_snapshot_that_cannot_be_read_is_set_aside(tmp_path: Path, broken: dict[str, Any] | None) -> None:
+    payload = b"{}"
+    store = Store(tmp_path)
+    snapshot = store.stage(3, hash_of(payload), [payload])
+    store.sync(snapshot)
+    store.commit(snapshot)
+    assert store.load() == replace(snapshot, current=True)
+    (tmp_path / "snapshots" / "folder").mkdir()
+    pointer = tmp_path / "snapshot.json"
+    values = json.loads(pointer.read_text())
+    pointer.unlink()
+    if broken is None:
+        pointer.mkdir()
+    else:
+        pointer.write_text(json.dumps(values | broken))
+    assert store.load() is None
+    assert not pointer.exists()
+    assert (tmp_path / "snapshots").is_dir()
+    again = store.stage(4, hash_of(payload), [payload])
+    store.sync(again)
+    store.commit(again)
+    assert Store(tmp_path).load() == replace(again, current=True)
