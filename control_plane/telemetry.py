@@ -2,15 +2,21 @@
 
 A batch is answered after the transaction that stored it. A batch that cannot be stored now ends the stream with
 UNAVAILABLE or INTERNAL, and the node sends it again; one that can never be stored ends it with INVALID_ARGUMENT.
+
+A spool has one stream, of which the newest wins: an older one is most often dead already, and nobody hears that it ends
+with ABORTED. Who does hear it is a second process with the same spool (nodes that were started from copies of one state
+directory), and begins another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -22,10 +28,23 @@ from control_plane.rpc_faults import kept_here
 from control_plane.texts import clean
 from gateway_schema.wire import analytics_pb2, analytics_pb2_grpc
 
+_log = logging.getLogger(__name__)
+
 _HELLO_SECONDS = 10.0
 _SLOW_SECONDS = 0.5
 """A batch that takes longer to store than this makes the control plane ask for a pause as long."""
 _MAX_PAUSE_MS = 5_000
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """Of one spool."""
+
+    address: str
+    replaced: asyncio.Event = field(default_factory=asyncio.Event)
+    """By a newer one."""
+    took_over: bool = False
+    """From an older one that had not ended."""
 
 
 class Telemetry(analytics_pb2_grpc.TelemetryServicer):
@@ -34,6 +53,8 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
     def __init__(self, ingest: Ingest, credentials: Credentials) -> None:
         self._ingest = ingest
         self._credentials = credentials
+        self._streams: dict[tuple[str, str], dict[str, _Stream]] = {}
+        """By control plane and node, and then by epoch."""
 
     async def Report(self, request_iterator: AsyncIterator[analytics_pb2.ReportMessage], context: Any) -> None:
         async with kept_here(context, f"the telemetry stream of {self._credentials.address(context.peer())}"):
@@ -47,8 +68,42 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
             message = "the first message must be a ReportHello with a node id and an epoch"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
             return
-        await context.write(await self._welcome(reporter))
-        async for received in messages:
+        stream = self._open(reporter, self._credentials.address(context.peer()))
+        try:
+            await context.write(await self._welcome(reporter))
+            await self._take(reporter, messages, stream, context)
+        finally:
+            self._leave(reporter, stream)
+
+    def _open(self, reporter: Reporter, address: str) -> _Stream:
+        """A spool's new stream; its older one ends."""
+        streams = self._streams.setdefault((reporter.control_plane_id, reporter.node_id), {})
+        made, older = _Stream(address), streams.get(reporter.epoch)
+        if older is not None:
+            _log.info("node %s reports again, from %s: its older stream ends", reporter.node_id, address)
+            made.took_over = True
+            older.replaced.set()
+        twin = next((other for epoch, other in streams.items() if epoch != reporter.epoch and other.took_over), None)
+        if twin is not None:
+            # Who had to make room is back, with another spool: it was alive.
+            _log.error(
+                "two nodes report under the id %s, from %s and from %s: was a state directory copied? "
+                "Stop one of them, empty its state directory and start it again",
+                *(reporter.node_id, twin.address, address),
+            )
+        streams[reporter.epoch] = made
+        return made
+
+    def _leave(self, reporter: Reporter, stream: _Stream) -> None:
+        node = (reporter.control_plane_id, reporter.node_id)
+        streams = self._streams.get(node, {})
+        if streams.get(reporter.epoch) is stream:
+            del streams[reporter.epoch]
+        if not streams:
+            self._streams.pop(node, None)
+
+    async def _take(self, reporter: Reporter, messages: AsyncIterator[Any], stream: _Stream, context: Any) -> None:
+        while (received := await _next(messages, stream)) is not None:
             kind = received.WhichOneof("message")
             if kind == "bye":
                 await self._ingest.ended(reporter)
@@ -56,6 +111,8 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
             if kind == "batch":
                 await self._admitted(context)  # a stream may outlive its certificate
                 await context.write(await self._answer(reporter, received.batch, context))
+        if stream.replaced.is_set():
+            await context.abort(grpc.StatusCode.ABORTED, "another stream of this node and epoch took its place")
 
     async def _admitted(self, context: Any) -> Pin:
         """The peer's pin; a peer that may not be served has its stream ended."""
@@ -93,3 +150,16 @@ class Telemetry(analytics_pb2_grpc.TelemetryServicer):
         pause = min(int(spent * 1000), _MAX_PAUSE_MS) if spent > _SLOW_SECONDS else 0
         ack = analytics_pb2.BatchAck(sequence=batch.sequence, last_durable_sequence=last, slow_down_ms=pause)
         return analytics_pb2.ReportAnswer(ack=ack)
+
+
+async def _next(messages: AsyncIterator[analytics_pb2.ReportMessage], stream: _Stream) -> Any:
+    """The next message; None at the end of the stream, and once a newer one has its place."""
+    reading = asyncio.ensure_future(anext(messages, None))
+    replaced = asyncio.ensure_future(stream.replaced.wait())
+    try:
+        await asyncio.wait({reading, replaced}, return_when=asyncio.FIRST_COMPLETED)
+        return None if stream.replaced.is_set() else await reading
+    finally:
+        for task in (reading, replaced):
+            task.cancel()
+        await asyncio.gather(reading, replaced, return_exceptions=True)

@@ -31,6 +31,11 @@ _OPTIONS = (
 class Disconnected(Exception):
     """A stream is over; the message says why, for the log."""
 
+    def __init__(self, reason: str, code: grpc.StatusCode | None = None) -> None:
+        """`code`: with which the control plane ended it."""
+        super().__init__(reason)
+        self.code = code
+
 
 STREAM_ERRORS = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, Disconnected)
 """What ends a stream. InvalidStateError is gRPC's word for writing to a call that has just ended."""
@@ -40,6 +45,12 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
     return str(error)
+
+
+def code_of(error: Exception) -> grpc.StatusCode | None:
+    """With which the control plane ended the stream, where that is known."""
+    code: grpc.StatusCode | None = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
+    return error.code if isinstance(error, Disconnected) else code
 
 
 async def greet(call: Any, hello: Any, timeout: float) -> Any:
@@ -59,7 +70,7 @@ async def read(call: Any) -> Any:
         code = await call.code()
         if code is grpc.StatusCode.OK:
             raise Disconnected("the control plane ended the stream")
-        raise Disconnected(f"{code.name}: {await call.details()}")
+        raise Disconnected(f"{code.name}: {await call.details()}", code)
     return message
 
 

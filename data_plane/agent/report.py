@@ -3,6 +3,10 @@
 After Hello the control plane says which batch of this epoch it stored last; everything behind that is sent again, then
 what is new. At most four batches are under way. A batch that nobody acknowledges for long means that the connection
 is dead, whatever TCP says: the stream is opened anew, and the same batches go out under the same numbers.
+
+A stream that the control plane ends with ABORTED was replaced by another one of this node and epoch, which we did not
+open: two nodes run from copies of one state directory. Numbers of one would count as repetitions of the other's, so
+numbering begins anew, with all that is not acknowledged.
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ import logging
 import time
 from typing import Any
 
+import grpc
+
 from data_plane.agent.framing import BATCH_BYTES, BATCH_EVENTS
-from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, first_to_end, greet, read, reason_of
+from data_plane.agent.link import STREAM_ERRORS, Backoff, Disconnected, code_of, first_to_end, greet, read, reason_of
 from data_plane.agent.spool import Sealed, Spool, SpoolError
 from data_plane.logs import facts
 from data_plane.settings import VERSION
@@ -54,6 +60,8 @@ class Reporter:
                 await self._converse()
             except (*STREAM_ERRORS, SpoolError, OSError) as error:
                 self._lost(reason_of(error))
+                if code_of(error) is grpc.StatusCode.ABORTED:
+                    self._part_from_twin()
             except Exception:
                 # A fault of ours in one conversation; giving up for ever would fill the spool.
                 log.exception("the telemetry stream failed")
@@ -72,6 +80,18 @@ class Reporter:
         """Send what is there, say goodbye and end `run`; without a connection end it at once."""
         self._closing = True
         self._bell.set()
+
+    def _part_from_twin(self) -> None:
+        """Another stream took this one's place while we held it: a process that is not us has our id and our spool."""
+        log.error(
+            "another node reports under this node's id: was its state directory copied? Stop one of them, empty its "
+            "state directory and start it again: %s",
+            facts(node=self._node_id),
+        )
+        try:
+            self._spool.begin_anew()
+        except SpoolError as error:
+            log.warning("numbering cannot begin anew: %s", facts(reason=error))
 
     def _lost(self, reason: str) -> None:
         if not self._silent:

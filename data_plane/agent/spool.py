@@ -190,6 +190,17 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"cannot write to {self._row.folder}: {error.strerror}") from None
 
+    def begin_anew(self) -> None:
+        """Number what is not acknowledged under a new epoch, for the present one is somebody else's too.
+
+        Raises SpoolError.
+        """
+        self._state.begin_epoch()
+        try:
+            self._rotate()
+        except OSError as error:
+            raise SpoolError(f"cannot write to {self._row.folder}: {error.strerror}") from None
+
     async def flush(self) -> None:
         """Put what was written on the disk itself, so that it outlasts a loss of power. Raises OSError."""
         descriptor = self._writer.duplicate()

@@ -482,6 +482,26 @@ async def test_a_node_is_not_told_what_of_ours_failed(admin: Admin, caplog: pyte
         assert await again.report(analytics_pb2.Batch(sequence=1)) == 1
 
 
+async def test_a_second_node_with_the_same_spool_takes_its_place_and_the_first_hears_it(
+    admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    node_id = str(uuid.uuid4())
+    async with channel(admin.plane, admin.pair) as one, channel(admin.plane, admin.pair) as other:
+        first = ScriptedReporter(one, node_id)
+        await first.hello()
+        assert await first.report(analytics_pb2.Batch(sequence=1)) == 1
+        second = ScriptedReporter(other, node_id)
+        assert await second.hello() == 1
+        assert await first.code() is grpc.StatusCode.ABORTED
+        assert "two nodes" not in caplog.text  # the first may have been dead
+        assert await second.report(analytics_pb2.Batch(sequence=2)) == 2
+        apart = ScriptedReporter(one, node_id, epoch="f" * 32)
+        assert await apart.hello() == 0
+        assert await second.report(analytics_pb2.Batch(sequence=3)) == 3
+        assert await apart.report(analytics_pb2.Batch(sequence=1)) == 1
+    assert f"two nodes report under the id {node_id}, from 127.0.0.1:" in caplog.text
+
+
 async def test_a_report_without_a_hello_or_a_sequence_ends(admin: Admin) -> None:
     async with channel(admin.plane, admin.pair) as opened:
         reporter = ScriptedReporter(opened, "not-a-uuid")

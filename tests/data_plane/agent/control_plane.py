@@ -105,6 +105,8 @@ class ControlPlane(ConfigSyncServicer, TelemetryServicer):
         self.byes: list[telemetry.Bye] = []
         self.acknowledging = True
         self.forgetful = False
+        self.taken_over = False
+        """The next batch finds another stream in its stream's place."""
 
     async def start(self) -> None:
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
@@ -235,6 +237,9 @@ class ControlPlane(ConfigSyncServicer, TelemetryServicer):
                 )
             elif kind == "batch":
                 self.arrived.append(message.batch)
+                if self.taken_over:
+                    self.taken_over = False
+                    await context.abort(grpc.StatusCode.ABORTED, "another stream took its place")
                 self.stored.setdefault((epoch, message.batch.sequence), message.batch)
                 if self.acknowledging:
                     ack = telemetry.BatchAck(sequence=message.batch.sequence, last_durable_sequence=self._last(epoch))

@@ -159,6 +159,19 @@ async def test_a_control_plane_that_lost_its_database_gets_a_new_epoch(
     assert [sequence for _, sequence in control_plane.stored] == [1]
 
 
+async def test_a_node_whose_place_another_took_numbers_anew_and_loses_nothing(
+    control_plane: ControlPlane, sender: Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender.report(5)
+    await all_stored(control_plane, sender)
+    await eventually(lambda: sender.spool.waiting_batches == 0, "all is acknowledged")
+    control_plane.taken_over = True
+    sender.report(7)
+    await all_stored(control_plane, sender)
+    assert len({hello.epoch for hello in control_plane.reports}) == 2
+    assert "another node reports under this node's id" in caplog.text
+
+
 async def test_a_batch_that_nobody_acknowledges_means_a_dead_connection(
     control_plane: ControlPlane, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
