@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_plane.ai.accounting import cost, estimate
-from data_plane.ai.providers.base import Usage
+from data_plane.ai.providers.base import MAX_TOKENS, Usage, count
 from gateway_schema.plugins.llm import ModelOptions
+from gateway_schema.wire import analytics_pb2
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,16 @@ def test_a_cost_is_never_negative_and_grows_with_the_answer(
     assert less is not None
     assert more is not None
     assert 0 <= less < more
+
+
+@pytest.mark.parametrize("tokens", [MAX_TOKENS + 1, (1 << 63) - 1, 1 << 80, -1, 1.0, True])
+def test_a_number_of_tokens_that_cannot_be_counts_as_none(tokens: Any) -> None:
+    assert count(tokens) == 0
+    assert count(MAX_TOKENS) == MAX_TOKENS
+
+
+def test_whatever_a_price_is_a_cost_fits_an_event() -> None:
+    usage = Usage(prompt_tokens=MAX_TOKENS, completion_tokens=MAX_TOKENS)
+    options = ModelOptions(input_cost=1e300, output_cost=1e300)
+    cost_nano_usd = cost(usage, options, "")
+    assert analytics_pb2.LlmCall(cost_nano_usd=cost_nano_usd).cost_nano_usd == cost_nano_usd
