@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from control_plane.api import (
     admin,
@@ -81,7 +81,6 @@ def create_app(plane: ControlPlane) -> FastAPI:
     routers = _routers()
     for router in routers:
         app.include_router(router, dependencies=bearer)
-    app.state.routes = [route for router in routers for route in router.routes]
     app.router.routes.append(admin.route())
     app.include_router(konnect.open_to_all)
     app.add_api_route("/health", _health, tags=["health"], responses=shows(Health))
@@ -90,6 +89,8 @@ def create_app(plane: ControlPlane) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_middleware(Edge, limit=MAX_BODY_BYTES)
     _serve_document(app)
+    own = [route for route in app.router.routes if isinstance(route, Route)]
+    app.state.routes = [*own, *(route for router in (*routers, konnect.open_to_all) for route in router.routes)]
     return app
 
 
@@ -153,7 +154,7 @@ def _allowed(request: Request) -> set[str]:
         matched, _ = route.matches(request.scope)
         if matched is not Match.NONE:
             allowed |= getattr(route, "methods", None) or set()
-    return allowed
+    return allowed | {"HEAD"} if "GET" in allowed else allowed
 
 
 async def _answer_invalid(_: Request, error: Exception) -> Response:
@@ -185,17 +186,19 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started, is_head = False, scope["method"] == "HEAD"
         scope.setdefault("state", {})  # one for all copies of the scope that are made on the way in
 
         async def watch(message: _Message) -> None:
             nonlocal started
             started = True
-            await send(message)
+            await send({**message, "body": b""} if is_head and message["type"] == "http.response.body" else message)
 
         try:
             self._check_announced(scope)
-            await self._app(segments.split(scope), self._counted(receive), watch)
+            # HEAD is a GET whose answer ends with its head, on every path of either face.
+            asked = {**scope, "method": "GET"} if is_head else scope
+            await self._app(segments.split(asked), self._counted(receive), watch)
         except ClientDisconnect:
             return  # nobody is left to answer, and nothing of ours failed
         except Exception as error:

@@ -26,7 +26,14 @@ import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from control_plane.errors import ControlPlaneError, HeadTooLarge, RequestTimeout, TooManyConnections, problem
+from control_plane.errors import (
+    BadRequest,
+    ControlPlaneError,
+    HeadTooLarge,
+    RequestTimeout,
+    TooManyConnections,
+    problem,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -178,6 +185,10 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser cannot go on."""
+        self._refuse(BadRequest("the request is not HTTP/1.1, or its method is none that HTTP knows"))
 
     # -- what the parser calls
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import secrets
 from typing import Any
@@ -131,6 +132,42 @@ async def test_broken_json_is_called_by_name(client: Client) -> None:
 async def test_another_content_type_is_refused(client: Client) -> None:
     response = await client.http.post("/v2/control-planes", content=b"a=b", headers={"content-type": "text/plain"})
     assert response.status_code == 415
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "multipart/form-data"])
+@pytest.mark.parametrize("face", ["/v2/control-planes/{id}/core-entities", "/admin/{id}"])
+async def test_a_compressed_body_is_refused_with_what_would_be_right(client: Client, face: str, kind: str) -> None:
+    response = await client.http.post(
+        face.format(id=client.id) + "/consumers",
+        content=gzip.compress(b'{"username": "a"}'),
+        headers={"content-type": kind, "content-encoding": "gzip"},
+    )
+    assert response.status_code == 415
+    assert response.headers["accept-encoding"] == "identity"
+    assert "Content-Encoding: expected none, not gzip" in response.json()["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/v2/tokens", "/v2/control-planes/{id}/core-entities/services", "/admin/{id}"]
+)
+async def test_head_is_answered_as_get_is_without_the_body(client: Client, path: str) -> None:
+    path = path.replace("{id}", client.id)
+    whole, head = await client.http.get(path), await client.http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert head.headers["content-length"] == str(len(whole.content))
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/health", "GET, HEAD"), ("/v3/available-regions", "GET, HEAD"), ("/openapi.json", "GET, HEAD")],
+)
+@pytest.mark.parametrize("method", ["OPTIONS", "DELETE", "POST"])
+async def test_another_method_is_refused_with_those_that_are_there(
+    client: Client, method: str, path: str, allowed: str
+) -> None:
+    response = await client.http.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("announced", [True, False])

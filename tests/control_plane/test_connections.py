@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import orjson
 import pytest
 
 from control_plane.connections import MAX_CONNECTIONS, Limits, Server
@@ -228,3 +229,15 @@ async def test_a_kept_connection_serves_many_requests_also_pipelined() -> None:
 def test_the_files_that_a_process_may_open_bound_its_connections() -> None:
     assert Limits.within(1024).connections == 256
     assert Limits.within(1 << 20).connections == MAX_CONNECTIONS
+
+
+@pytest.mark.parametrize("request_line", [b"FOO / HTTP/1.1", b"get / HTTP/1.1", b"\x16\x03\x01"])
+async def test_what_is_no_request_is_answered_with_a_problem(request_line: bytes) -> None:
+    async with serving() as connect:
+        peer = await connect()
+        peer.send(request_line + b"\r\nHost: a\r\n\r\n")
+        answer = await peer.rest()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json" in head
+    assert "method" in orjson.loads(body)["message"]

@@ -174,5 +174,5 @@ async def test_what_may_be_written_of_an_entity_and_what_is_answered_differ(clie
 async def test_a_method_that_is_not_there_is_refused_with_those_that_are(client: Client) -> None:
     response = await client.http.request("PATCH", "/v2/tokens")
     assert response.status_code == 405
-    assert response.headers["allow"] == "GET, POST"
+    assert response.headers["allow"] == "GET, HEAD, POST"
     assert response.headers["content-type"] == "application/problem+json"
