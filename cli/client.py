@@ -282,7 +282,7 @@ class ControlPlane:
         message = str(body.get("message") or body.get("detail") or body.get("title") or response.reason_phrase)
         parameters = body.get("invalid_parameters") or []
         reasons = "; ".join(f"{p.get('field')}: {p.get('reason')}" for p in parameters if isinstance(p, dict))
-        text = f"{message} ({reasons})" if reasons else message
+        text = f"{message} ({reasons})" if reasons not in message else message  # most messages say them themselves
         errors = [error for error in body.get("errors") or [] if isinstance(error, dict)]
         return ApiError(f"{text} [HTTP {response.status_code} from {connection.address}]", response.status_code, errors)
 

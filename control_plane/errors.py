@@ -6,7 +6,7 @@ ControlPlaneError                   answered as problem+json with `message`; one
 │   ├── InvalidOffset 7 · InvalidSize 9 · InvalidOptions 11
 ├── Unauthorized 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405
 ├── Conflict 409                    a name that is taken
-├── RequestTimeout 408 · BodyTooLarge 413 · UnsupportedMediaType 415 · HeadTooLarge 431
+├── RequestTimeout 408 · BodyTooLarge 413 · UnsupportedMediaType, UnsupportedEncoding 415 · HeadTooLarge 431
 ├── TooManyRequests 429            too many wrong tokens; Retry-After says how long
 ├── EntityError                     an entity cannot be written; `code` as in Kong's Admin API
 │   ├── SchemaFault 400 (2) · PrimaryKeyTaken 400 (3) · ForeignKeyMissing 400 (4) · StillReferenced 400 (4)
@@ -130,6 +130,16 @@ class UnsupportedMediaType(ControlPlaneError):
 
     def __init__(self, given: str) -> None:
         super().__init__(f"expected application/json, not {given}")
+
+
+class UnsupportedEncoding(ControlPlaneError):
+    """`headers`: `Accept-Encoding`, which says what is taken."""
+
+    status = 415
+    headers: Mapping[str, str] = {"Accept-Encoding": "identity"}
+
+    def __init__(self, given: str) -> None:
+        super().__init__(f"Content-Encoding: expected none, not {given}: send the body as it is, uncompressed")
 
 
 class HeadTooLarge(ControlPlaneError):

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 from pydantic import BaseModel
 
-from control_plane.api.exchange import json_object
+from control_plane.api.exchange import json_object, plain_body
 from control_plane.api.openapi import TRANSIENT
 from control_plane.errors import BadRequest
 from gateway_schema.content import config_class
@@ -41,9 +41,9 @@ async def read_body(request: Request) -> dict[str, Any]:
     content_type = request.headers.get("content-type", "")
     kind = content_type.split(";")[0].strip().lower()
     if kind == FORM:
-        return _nested(_urlencoded(await request.body()))
+        return _nested(_urlencoded(await plain_body(request)))
     if kind == MULTIPART:
-        return _nested(_multipart(content_type, await request.body()))
+        return _nested(_multipart(content_type, await plain_body(request)))
     return await json_object(request)
 
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from control_plane.auth import Principal, require
-from control_plane.errors import BadRequest, InvalidParameters, UnsupportedMediaType
+from control_plane.errors import BadRequest, InvalidParameters, UnsupportedEncoding, UnsupportedMediaType
 
 if TYPE_CHECKING:
     from control_plane.plane import ControlPlane
@@ -33,9 +33,17 @@ AnyAdmin = Annotated[Principal, Depends(require("admin", narrows=True))]
 """For paths above the control planes: the handler shows a limited caller its own control plane only."""
 
 
+async def plain_body(request: Request) -> bytes:
+    """Raises UnsupportedEncoding."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedEncoding(encoding)
+    return await request.body()
+
+
 async def json_object(request: Request) -> dict[str, Any]:
     """The body, a JSON object; an empty body is an empty one. Raises BadRequest or UnsupportedMediaType."""
-    data = await request.body()
+    data = await plain_body(request)
     if not data.strip():
         return {}
     content_type = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()

@@ -153,7 +153,7 @@ async def _pin(
     if known is not None and row is not None and known.id != row.id:
         raise Conflict("this certificate is registered already, under another id")
     row = row or known
-    title = given.title if given.title is not None or row is None else row.title
+    title = given.title if "title" in given.model_fields_set or row is None else row.title
     if row is not None and (row.fingerprint, row.title) == (fingerprint, title):
         return row
     now = int(time.time())

@@ -85,12 +85,15 @@ def test_of_many_control_planes_it_is_said_how_many_are_not_listed(recipe: Recip
     assert "cp-18, cp-19 and 3 more)" in recipe("dump", "--konnect-control-plane-name", "nope").err
 
 
-def test_parameters_that_the_control_plane_refuses_are_named(recipe: Recipe, plane: FakeControlPlane) -> None:
+@pytest.mark.parametrize("said", ["Request validation failed", "Request validation failed (tags: is too long)"])
+def test_parameters_that_the_control_plane_refuses_are_named_once(
+    recipe: Recipe, plane: FakeControlPlane, said: str
+) -> None:
     plane.answers["GET", "/document"] = (
         400,
-        {"detail": "Request validation failed", "invalid_parameters": [{"field": "tags", "reason": "is too long"}]},
+        {"detail": said, "invalid_parameters": [{"field": "tags", "reason": "is too long"}]},
     )
-    assert "Request validation failed (tags: is too long)" in recipe("dump").err
+    assert "error: Request validation failed (tags: is too long) [HTTP 400" in recipe("dump").err
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ftp://x", "http://["])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.control_plane.client import Client
+from tests.pems import certificate_pem
 
 
 async def listed(client: Client, query: dict[str, str]) -> list[str]:
@@ -121,3 +122,12 @@ async def test_the_organisation_is_also_found_behind_an_address_in_the_path(clie
     response = await client.http.get("http://plane//127.0.0.1:8001/v2/organizations/me")
     assert response.status_code == 200
     assert response.json() == plain
+
+
+async def test_a_certificate_loses_its_title_when_that_is_written_as_null(client: Client) -> None:
+    base = f"/v2/control-planes/{client.id}/dp-client-certificates"
+    pem = certificate_pem("node")
+    made = (await client.call("POST", base, {"cert": pem, "title": "old"}, 201))["item"]
+    kept = await client.call("PUT", f"{base}/{made['id']}", {"cert": pem})
+    cleared = await client.call("PUT", f"{base}/{made['id']}", {"cert": pem, "title": None})
+    assert (kept["item"]["title"], cleared["item"]["title"]) == ("old", "")
