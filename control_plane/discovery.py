@@ -130,6 +130,11 @@ class ConfigSync(config_pb2_grpc.ConfigSyncServicer):
                 del self._streams[stream.who]
                 await self._roster.left(stream.who)
 
+    def end_stream(self, control_plane_id: str, node_id: str) -> None:
+        """The node was deleted from the list: one that is still there says hello again, and is listed again."""
+        if (stream := self._streams.get(NodeId(control_plane_id, node_id))) is not None:
+            stream.end()
+
     def end_streams(self) -> None:
         """The server stops: every stream ends, and its node reconnects elsewhere or later."""
         for stream in list(self._streams.values()):
@@ -385,7 +390,10 @@ class _NodeStream:
             **more,
         )
         if not ours and not self._ended.is_set():
-            _log.info("node %s is connected to another control plane: its older stream ends here", self.who.node_id)
+            _log.info(
+                "the stream of node %s ends here: it has a newer one elsewhere, or was deleted from the list",
+                self.who.node_id,
+            )
             self.end()
 
     async def _record(self, state: SyncState, **values: Any) -> bool:

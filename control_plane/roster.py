@@ -80,11 +80,14 @@ class Roster:
         await self._errands.run(self._arrive(who, hello, state, error))
 
     async def record(self, who: NodeId, state: SyncState, **values: Any) -> bool:
-        """The node was heard of; `values` are columns. A row that was deleted meanwhile stays deleted.
+        """The node was heard of; `values` are columns.
 
-        Returns False when a newer stream of the node has the row.
+        Returns False when this stream has no row to speak of any more: a newer stream of the node has it, or it was
+        deleted, which only a new hello undoes.
         """
-        return await self._errands.run(self._record(who, {"sync_state": state, "stream": who.stream, **values}))
+        # A row that says offline is anyone's: replicas may have heard two hellos in another order than they were said.
+        columns = {"sync_state": state, "stream": who.stream, **values}
+        return await self._errands.run(self._update(who, columns, also_offline=True, seen=True))
 
     async def left(self, who: NodeId) -> None:
         """The node's stream ended; when it was last seen stays as it was."""
@@ -128,13 +131,6 @@ class Roster:
             if self._watcher is not None:
                 self._watcher.arrived(who)
             word.written = True
-
-    async def _record(self, who: NodeId, values: dict[str, Any]) -> bool:
-        # A row that says offline is anyone's: replicas may have heard two hellos in another order than they were said.
-        if await self._update(who, values, also_offline=True, seen=True):
-            return True
-        async with self._database.reading() as session:
-            return await session.get(Node, (who.control_plane_id, who.node_id)) is None
 
     async def _update(self, who: NodeId, values: dict[str, Any], *, also_offline: bool, seen: bool) -> bool:
         place = (who.control_plane_id, who.node_id, who.stream)

@@ -103,6 +103,10 @@ class Wire:
         await self._roster.close()
         await self._ingest.close()
 
+    def forget(self, control_plane_id: str, node_id: str) -> None:
+        """A node was deleted from the list. On another replica its stream ends with the next word on it."""
+        self._config_sync.end_stream(control_plane_id, node_id)
+
     async def _prune(self) -> None:
         now = time.time()
         await self._ingest.prune(int(now * 1e6) - self._plane.settings.analytics_retention_days * DAY_US)

@@ -268,13 +268,15 @@ async def get_node(control_plane_id: str, node_id: str, plane: Plane, _: Reader)
 
 @router.delete("/nodes/{node_id}", status_code=204)
 async def delete_node(control_plane_id: str, node_id: str, plane: Plane, caller: Writer) -> Response:
-    """Forget a node. One that is still connected is back with its next connection."""
+    """Forget a node. One that is still connected says hello again, and is back."""
     async with plane.database.writing() as session:
         control_plane = await find(session, control_plane_id, lock=True)
         row, _ = await _find_node(session, control_plane.id, node_id, lock=True)
         what = ("nodes", row.id, row.hostname)
         await audit.record(session, caller, "delete", *what, control_plane_id=row.control_plane_id)
         await session.delete(row)
+    if plane.wire is not None:
+        plane.wire.forget(row.control_plane_id, row.id)
     return Response(status_code=204)
 
 

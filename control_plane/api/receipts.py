@@ -69,6 +69,8 @@ async def _complete(plane: Plane, found: str, version: int, deadline: float, gon
             changed = plane.receipts.changed(found)
             began = time.monotonic()
             receipts = await _read(plane, found, version, hash_)
+            if not receipts["items"]:
+                await _known(plane, found)  # a control plane that is deleted meanwhile has no nodes either
             now = time.monotonic()
             if receipts["complete"] or now >= deadline:
                 return answer(receipts)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, text
 
-from control_plane.models import GROUP
+from control_plane.database import Database
+from control_plane.models import GROUP, ControlPlane
 from tests.control_plane.callers import caller
 from tests.control_plane.client import Client
 
@@ -146,3 +149,25 @@ async def test_a_group_takes_no_entities_on_any_way_in(client: Client) -> None:
     assert (await group.get(path))["name"] == "group"
     assert await names(client, path) == ["first"]
     await client.call("PATCH", path, {"description": "still ours to describe"})
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(("deleted", "status"), [("group", 404), ("second", 400)])
+async def test_what_is_being_deleted_gets_no_member_and_is_none(client: Client, deleted: str, status: int) -> None:
+    second = await client.another("second")
+    path = await group_of(client)
+    database = client.plane.database
+    async with database.writing() as session:
+        await session.execute(delete(ControlPlane).where(ControlPlane.name == deleted))
+        await session.flush()
+        adding = asyncio.create_task(client.call("POST", f"{path}/group-memberships/add", ids(second.id), status))
+        await somebody_waits(database)
+    await adding
+
+
+async def somebody_waits(database: Database) -> None:
+    """For a lock of this database."""
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = :name")
+    async with database.single() as connection, asyncio.timeout(20):
+        while not (await connection.execute(waiting, {"name": database.url.database})).scalar_one():
+            pass

@@ -299,6 +299,23 @@ async def test_a_committed_version_is_waited_for_before_its_snapshot_is_made(cli
     assert (answer["version"], answer["complete"], states(answer)) == (version + 1, True, ["applied"])
 
 
+async def test_the_wait_on_a_control_plane_that_is_deleted_finds_none(client: Client) -> None:
+    async with nodes(client, 1) as (node,):
+        version = (await client.apply(services("a")))["version"]
+        await node.snapshot()
+        waiting = asyncio.create_task(ask(client, version, 15, expect=404))
+        await wanted(client)
+        await client.call("DELETE", f"/v2/control-planes/{client.id}", expect=204)
+        await waiting
+
+
+async def wanted(client: Client) -> None:
+    """Returns once somebody waits for receipts."""
+    async with asyncio.timeout(PATIENCE):
+        while not client.plane.receipts._track(client.id).waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
 async def test_a_version_that_nobody_committed_is_not_waited_for(client: Client) -> None:
     version = (await client.apply(services("a")))["version"]
     await ask(client, version + 1, 15, expect=404)

@@ -391,6 +391,17 @@ async def test_a_certificate_that_is_revoked_through_one_ends_its_streams_on_the
 # -- nodes that move
 
 
+async def test_a_node_that_is_forgotten_through_the_other_one_says_hello_again(pair: Pair) -> None:
+    async with channel(pair.first.plane, pair.keys) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        received = await take(node)
+        await pair.shows(pair.second, node, "in_sync")
+        await pair.second.call("DELETE", f"{pair.path}/nodes/{node.id}", expect=204)
+        await node.status(received)
+        await node.ended()
+
+
 async def test_a_node_that_leaves_is_offline_for_both(pair: Pair) -> None:
     async with channel(pair.first.plane, pair.keys) as opened:
         node = ScriptedNode(opened)

@@ -339,6 +339,16 @@ async def test_nodes_are_listed_in_pages_and_can_be_forgotten(admin: Admin) -> N
     assert (await admin.http.get(f"{admin.path}/nodes/{seen[0]}")).status_code == 404
 
 
+async def test_a_node_that_is_forgotten_while_it_is_connected_says_hello_again(admin: Admin) -> None:
+    async with channel(admin.plane, admin.pair) as opened:
+        node = ScriptedNode(opened)
+        await node.hello()
+        assert (await admin.http.delete(f"{admin.path}/nodes/{node.id}")).status_code == 204
+        await node.ended()
+        await ScriptedNode(opened, node.id).hello()
+        assert (await admin.node(node.id))["sync_state"] == "pending"
+
+
 # -- strange texts and bytes
 
 FORGED = "n\r\n2026-01-01 ERROR control_plane: forged\x1b[2J\x85\u2028\0"
