@@ -114,11 +114,12 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.http_host, settings.http_port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise PortTaken(_taken(settings.http_port, "the API", "--http-port or TANDEM_HTTP_PORT")) from None
-        raise StartError(f"cannot listen on {settings.http_host}:{settings.http_port}: {error.strerror}") from None
+        where, said = f"{settings.http_host}:{settings.http_port}", getattr(error, "strerror", None) or error
+        raise StartError(f"cannot listen on {where} for the API (TANDEM_HTTP_HOST): {said}") from None
     return listener
 
 

@@ -19,10 +19,11 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import asyncpg
 import orjson
@@ -31,10 +32,17 @@ from alembic.config import Config
 from sqlalchemy import Connection, Dialect, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import ExceptionContext
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from control_plane.errors import CommitInDoubt
+from control_plane.errors import CommitInDoubt, StartError
 
 _log = logging.getLogger(__name__)
 
@@ -56,13 +64,27 @@ _WRITERS = 4
 connection: fifty that wait for one row's lock would hold the whole pool, and some would wait longer than clients do."""
 
 
+_EXPECTED = "sqlite:///… or postgresql://…"
+_ARGUMENTS = frozenset(
+    ("host", "port", "user", "password", "database", "passfile", "service", "ssl", "prepared_statement_cache_size")
+)
+_FILES = frozenset(("sslrootcert", "sslcert", "sslkey", "sslcrl"))
+_NOT_FOR_US = frozenset(
+    (
+        *("connect_timeout", "fallback_application_name", "client_encoding", "gssencmode", "sslcompression", "sslsni"),
+        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    )
+)
+"""libpq's words that tune what the driver sees to in its own way (`connect_timeout`: `_connect_seconds`)."""
+
+
 class Database:
     """One database. `reading()` and `writing()` are its units of work."""
 
     def __init__(self, url: str) -> None:
         self.url = driver_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = _engine(self.url, self.is_sqlite)
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _engine(self.url, _connect_seconds(url))
         self._writer_engine = self.engine.execution_options(**{_WRITES: True})
         readers = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
         self.replica = secrets.token_hex(8)
@@ -153,6 +175,16 @@ class Database:
             options.pop(ours, None)  # these are for SQLAlchemy
         return {**options, "server_settings": {"application_name": name}}
 
+    @contextlib.contextmanager
+    def at_start(self) -> Iterator[None]:
+        """What goes wrong in the block, or with the connection that it needs, becomes a StartError for the operator."""
+        try:
+            yield
+        except (SQLAlchemyError, OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            # Without the query, in which a password may stand too.
+            shown = self.url.set(drivername=self.url.get_backend_name(), query={}).render_as_string(hide_password=True)
+            raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error
+
     async def close(self) -> None:
         """Give the connections back, once the units of work have ended (a stream that was cut may still be in one).
 
@@ -223,32 +255,75 @@ async def take_turns(session: AsyncSession, subject: str) -> None:
 
 def driver_url(url: str) -> URL:
     """The URL with its asynchronous driver. Raises ValueError for a database that is not supported."""
-    parsed = make_url(url)
+    parsed = _parsed(url)
     drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
     name = parsed.drivername.split("+")[0]
     if name not in drivers:
-        raise ValueError(f"DATABASE_URL: expected sqlite:///… or postgresql://…, not {parsed.drivername}://…")
+        raise ValueError(f"DATABASE_URL: expected {_EXPECTED}, not {parsed.drivername}://…")
     query = dict(parsed.query)
-    if "sslmode" in query:
-        query["ssl"] = query.pop("sslmode")  # libpq's word, which most hosts put into the URL; asyncpg says ssl
-    return parsed.set(drivername=drivers[name], query=query)
+    return parsed.set(drivername=drivers[name], query=query if name == "sqlite" else _driver_words(query))
 
 
-def _engine(url: URL, is_sqlite: bool) -> AsyncEngine:
-    options: dict[str, Any] = {
-        "json_serializer": lambda value: orjson.dumps(value).decode(),
-        "json_deserializer": orjson.loads,
-        "hide_parameters": True,  # bound values may be credentials; error texts and logs must not show them
-    }
-    if not is_sqlite:
-        engine = create_async_engine(url, pool_size=10, max_overflow=10, pool_use_lifo=True, **options)
-        event.listen(engine.sync_engine, "handle_error", _leave_read_only)
-        event.listen(engine.sync_engine, "checkin", _note_use)
-        event.listen(engine.sync_engine, "checkout", partial(_check_alive, engine.sync_engine.dialect))
-        return engine
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        # Their texts may hold the password.
+        raise ValueError(f"DATABASE_URL: expected {_EXPECTED}, and this is no such URL") from None
+
+
+def _driver_words(query: Mapping[str, str | tuple[str, ...]]) -> dict[str, str]:
+    """libpq's words for a connection, which hosts put into the URL, as asyncpg takes them: some are arguments of its
+    own, most it knows from a URL of libpq's only. What it does not know goes to the server as a setting."""
+    given = {key: value if isinstance(value, str) else value[-1] for key, value in query.items()}
+    if given.pop("channel_binding", "prefer") == "require":
+        raise ValueError(
+            "DATABASE_URL: channel_binding=require is more than the driver can do: leave it out, and let "
+            "sslmode=verify-full with sslrootcert say who the server is"
+        )
+    for word in _FILES & given.keys():
+        if given[word] != "system" and not Path(given[word]).is_file():
+            raise ValueError(f"DATABASE_URL: {word} names no file: {given[word]}")
+    if "sslmode" in given:
+        given["ssl"] = given.pop("sslmode")
+    ours = {key: value for key, value in given.items() if key in _ARGUMENTS}
+    theirs = {key: value for key, value in given.items() if key not in _ARGUMENTS and key not in _NOT_FOR_US}
+    return {**ours, "dsn": f"postgresql://?{urlencode(theirs, quote_via=quote)}"} if theirs else ours
+
+
+def _connect_seconds(url: str) -> dict[str, float]:
+    """libpq's `connect_timeout`, which is a number and so none of a driver's URL."""
+    text = _parsed(url).query.get("connect_timeout")
+    if text is None:
+        return {}
+    if not isinstance(text, str) or not text.isdecimal():
+        raise ValueError("DATABASE_URL: connect_timeout must be a number of seconds")
+    return {"timeout": float(text)} if int(text) else {}
+
+
+_ENGINE_OPTIONS: dict[str, Any] = {
+    "json_serializer": lambda value: orjson.dumps(value).decode(),
+    "json_deserializer": orjson.loads,
+    "hide_parameters": True,  # bound values may be credentials; error texts and logs must not show them
+}
+
+
+def _engine(url: URL, arguments: dict[str, float]) -> AsyncEngine:
+    pool = {"pool_size": 10, "max_overflow": 10, "pool_use_lifo": True}
+    engine = create_async_engine(url, connect_args=arguments, **pool, **_ENGINE_OPTIONS)
+    event.listen(engine.sync_engine, "handle_error", _leave_read_only)
+    event.listen(engine.sync_engine, "checkin", _note_use)
+    event.listen(engine.sync_engine, "checkout", partial(_check_alive, engine.sync_engine.dialect))
+    return engine
+
+
+def _sqlite_engine(url: URL) -> AsyncEngine:
     if url.database and url.database != ":memory:":
-        _make_file(Path(url.database))
-    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
+        try:
+            _make_file(Path(url.database))
+        except (OSError, sqlite3.Error) as error:
+            raise StartError(f"the database file {url.database} (DATABASE_URL) cannot be used: {error}") from error
+    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **_ENGINE_OPTIONS)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

@@ -6,14 +6,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from control_plane import wire
 from control_plane.auth import ensure_admin
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
 from control_plane.errands import aside
-from control_plane.errors import StartError
 from control_plane.expiry import Expiry
 from control_plane.history import History
 from control_plane.holdings import HoldingsCache
@@ -21,7 +18,7 @@ from control_plane.pins import Pins
 from control_plane.receipts import Receipts
 from control_plane.replicas import Replicas, share_authority
 from control_plane.secrets import Cipher, open_cipher, read_check, read_keys, watch_keys
-from control_plane.settings import Settings
+from control_plane.settings import Settings, make_state_dir
 from control_plane.snapshot import Snapshot, build
 from control_plane.throttle import Throttle
 
@@ -30,7 +27,9 @@ class ControlPlane:
     """What the handlers share. `open` makes it ready, `close` ends it; `running` does both."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises StartError, and ValueError for a database that is not supported."""
         self.settings = settings
+        make_state_dir(settings)
         self.database = Database(settings.database_url)
         self.snapshots = SnapshotCache(self._load_snapshot)
         self.receipts = Receipts()
@@ -52,7 +51,6 @@ class ControlPlane:
 
     async def open(self) -> None:
         """Raises StartError for what the operator can mend, OSError when the gRPC port is taken."""
-        self.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         keys = read_keys(self.settings)
         await self._open_database(keys)
         self.holdings = HoldingsCache(self.cipher)
@@ -96,7 +94,7 @@ class ControlPlane:
         await self.pins.refresh()
 
     async def _open_database(self, keys: list[str]) -> None:
-        try:
+        with self.database.at_start():
             await self.database.migrate()
             async with self.database.starting() as session:
                 check = partial(read_check, self.settings.database_url)
@@ -104,9 +102,6 @@ class ControlPlane:
                 await ensure_admin(session, self.settings)
                 if not self.database.is_sqlite:
                     await share_authority(session, self.cipher, self.settings.state_dir)
-        except (SQLAlchemyError, OSError) as error:
-            shown = self.database.url.render_as_string(hide_password=True)
-            raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error
 
     async def _load_snapshot(self, control_plane_id: str, version: int | None) -> Snapshot:
         holdings = self.holdings.known(control_plane_id, version) if version is not None else None

@@ -22,9 +22,10 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 from sqlalchemy import Table, bindparam, select, tuple_, update
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane import audit
+from control_plane.auth import Principal
 from control_plane.database import Database
 from control_plane.errors import StartError
 from control_plane.models import (
@@ -37,7 +38,7 @@ from control_plane.models import (
 )
 from control_plane.sealed import reseal
 from control_plane.secrets import Cipher, key_path, open_cipher, parse_keys, read_keys
-from control_plane.settings import Settings
+from control_plane.settings import Settings, make_state_dir
 from gateway_schema import content
 from gateway_schema.registry import ENTITY_TYPES
 
@@ -52,13 +53,15 @@ BATCH = 200
 _SEALED = (SNAPSHOTS, SAVED_PLANS, CONFIG_STORE_SECRETS)
 """Tables whose `payload` is a sealed document."""
 _MOST_PASSES = 10
+_COMMAND = Principal(id="", name="rotate-key", scopes=frozenset(), created_at=0)
+"""Who stands in the audit log: whoever may run the command on this machine."""
 
 _Renew = Callable[[Any], Any]
 
 
 async def rotate_key(settings: Settings, *, finish: bool = False, say: Callable[[str], None] = print) -> None:
     """Raises StartError for what the operator can mend."""
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_state_dir(settings)
     with _alone(settings.state_dir / "rotation.lock"):
         in_file = not settings.encryption_key
         keys = read_keys(settings)
@@ -80,12 +83,14 @@ async def rotate_key(settings: Settings, *, finish: bool = False, say: Callable[
 async def _reencrypt(settings: Settings, keys: Sequence[str]) -> int:
     database = Database(settings.database_url)
     try:
-        async with database.starting() as session:
-            cipher = await open_cipher(session, keys)
-        return await reencrypt(database, cipher)
-    except (SQLAlchemyError, OSError) as error:
-        shown = database.url.render_as_string(hide_password=True)
-        raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error
+        with database.at_start():
+            async with database.starting() as session:
+                cipher = await open_cipher(session, keys)
+            renewed = await reencrypt(database, cipher)
+            if renewed:
+                async with database.writing() as session:
+                    await audit.record(session, _COMMAND, "rotate-key", "keyring", details={"rows": renewed})
+            return renewed
     finally:
         await database.close()
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from control_plane.errors import StartError
+
 VERSION = "3.15.0"
 """The Kong Gateway version whose API this control plane speaks."""
 
@@ -29,7 +31,7 @@ class Settings:
     grpc_host: str = "127.0.0.1"
     grpc_port: int = 8005
     admin_token: str = field(default="", repr=False)
-    """When given, a token with this value and every scope exists after the start."""
+    """When given, a token with this value and every scope exists after the start, and what it was before is none."""
     encryption_key: str = field(default="", repr=False)
     """Fernet keys, separated by commas; the first encrypts, all decrypt. Empty: a file in the state directory.
     Replicas on one database need the same."""
@@ -54,7 +56,7 @@ class Settings:
             http_port=_number(env, "TANDEM_HTTP_PORT", 8001, 0, 65_535),
             grpc_host=env.get("TANDEM_GRPC_HOST") or "127.0.0.1",
             grpc_port=_number(env, "TANDEM_GRPC_PORT", 8005, 0, 65_535),
-            admin_token=env.get("TANDEM_ADMIN_TOKEN", ""),
+            admin_token=_token(env, "TANDEM_ADMIN_TOKEN"),
             encryption_key=env.get("TANDEM_ENCRYPTION_KEY", ""),
             analytics_retention_days=_number(env, "TANDEM_ANALYTICS_RETENTION_DAYS", 7, 1, 3650),
             history_snapshots=_number(env, "TANDEM_HISTORY_SNAPSHOTS", 100, 1, 10_000),
@@ -69,6 +71,23 @@ def state_home(env: Mapping[str, str]) -> Path:
         return Path(home)
     base = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "tandem"
+
+
+def make_state_dir(settings: Settings) -> None:
+    """Raises StartError."""
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        text = f"the state directory {settings.state_dir} (--state-dir, TANDEM_STATE_DIR) cannot be used"
+        raise StartError(f"{text}: {error.strerror}") from error
+
+
+def _token(env: Mapping[str, str], name: str) -> str:
+    """Without the line's end of the file that it was read from: no header could carry that."""
+    text = env.get(name, "").strip()
+    if not all("!" <= character <= "~" for character in text):
+        raise ValueError(f"{name} must consist of printable ASCII characters without spaces: a header carries it")
+    return text
 
 
 def _number(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

@@ -7,6 +7,7 @@ changed them), and what is past its retention time goes.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,7 @@ from control_plane import audit
 from control_plane.cache import SnapshotCache
 from control_plane.database import Database
 from control_plane.discovery import ConfigSync, Pace
+from control_plane.errors import StartError
 from control_plane.gate import Credentials, Gate
 from control_plane.identity import ensure_identity
 from control_plane.ingest import Ingest
@@ -78,19 +80,28 @@ class Wire:
         self.port = 0
 
     async def open(self) -> None:
-        """Listen. Raises OSError when the port is taken."""
+        """Listen. Raises OSError when the port is taken, StartError for an address that is none of this machine."""
         await self._plane.pins.refresh()
         self._gate.renew()
         self._plane.pins.on_change(self._gate.renew)
         self._server.add_insecure_port(self._gate.inner_address)
         await self._server.start()
         settings = self._plane.settings
-        self.port = await self._gate.open(settings.grpc_host, settings.grpc_port)
+        self.port = await self._listen(settings.grpc_host, settings.grpc_port)
         self._chores = [
             asyncio.create_task(_every(PINS_SECONDS, self._plane.pins.refresh), name="read certificates"),
             asyncio.create_task(_every(PRUNE_SECONDS, self._prune), name="prune analytics"),
         ]
         _log.info("data planes connect to %s:%d", settings.grpc_host, self.port)
+
+    async def _listen(self, host: str, port: int) -> int:
+        try:
+            return await self._gate.open(host, port)
+        except (OSError, UnicodeError) as error:
+            if getattr(error, "errno", None) == errno.EADDRINUSE:
+                raise
+            said = getattr(error, "strerror", None) or error
+            raise StartError(f"cannot listen on {host}:{port} for data planes (TANDEM_GRPC_HOST): {said}") from None
 
     async def close(self) -> None:
         """End the streams, then stop listening."""

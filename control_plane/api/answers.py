@@ -250,7 +250,7 @@ class Item(Answer, Generic[ItemT]):
 
 class DataPlaneCertificateShown(Answer):
     id: UUID
-    title: str
+    title: str | None
     cert: str
     created_at: int
     updated_at: int

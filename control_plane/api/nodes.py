@@ -211,7 +211,7 @@ async def _find_certificate(session: AsyncSession, control_plane_id: str, certif
 def _certificate(row: DataPlaneCertificate) -> dict[str, Any]:
     return {
         "id": row.id,
-        "title": row.title or "",
+        "title": row.title,
         "cert": row.cert,
         "created_at": row.created_at,
         "updated_at": row.updated_at,

@@ -15,10 +15,11 @@ from sqlalchemy.exc import DBAPIError, InterfaceError
 
 from control_plane import database as room
 from control_plane.database import Database, driver_url, is_away
-from control_plane.errors import CommitInDoubt
+from control_plane.errors import CommitInDoubt, StartError
 from control_plane.models import Token, metadata
 from control_plane.plane import ControlPlane
 from control_plane.settings import Settings
+from tests.pems import certificate_pem
 from tests.postgresql import execute
 
 
@@ -96,6 +97,49 @@ def test_a_plain_url_gets_its_asynchronous_driver(url: str, driver: str) -> None
 
 def test_the_word_of_libpq_for_tls_is_understood() -> None:
     assert dict(driver_url("postgres://u@h/d?sslmode=require").query) == {"ssl": "require"}
+
+
+async def test_libpqs_words_for_a_connection_are_understood(postgresql: str) -> None:
+    words = (
+        "connect_timeout=7&application_name=gateway&options=-c%20statement_timeout%3D1234&channel_binding=prefer"
+        "&keepalives=1&target_session_attrs=any&sslmode=prefer&gssencmode=disable"
+    )
+    database = Database(f"{postgresql}/postgres?{words}")
+    try:
+        async with database.single() as connection:
+            shown = [
+                (await connection.execute(text(f"SHOW {name}"))).scalar_one()
+                for name in ("application_name", "statement_timeout")
+            ]
+    finally:
+        await database.close()
+    assert shown == ["gateway", "1234ms"]
+
+
+async def test_a_server_that_no_authority_vouches_for_is_refused(postgresql: str, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text(certificate_pem("authority", authority=True))
+    database = Database(f"{postgresql}/postgres?sslmode=verify-full&sslrootcert={tmp_path / 'ca.pem'}")
+    try:
+        with pytest.raises(StartError, match="rejected SSL upgrade"), database.at_start():
+            await database.migrate()
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("garbage-hunter2", "expected sqlite:///… or postgresql://…, and this is no such URL"),
+        ("postgresql://u:hunter2@h:port/d", "expected sqlite:///… or postgresql://…, and this is no such URL"),
+        ("postgresql://u:hunter2@h/d?connect_timeout=soon", "connect_timeout must be a number"),
+        ("postgresql://u:hunter2@h/d?channel_binding=require", "leave it out"),
+        ("postgresql://u:hunter2@h/d?sslrootcert=/no/ca.pem", "sslrootcert names no file: /no/ca.pem"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_being_shown(url: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"DATABASE_URL: .*{said}") as caught:
+        Database(url)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_another_kind_of_database_is_refused_by_name() -> None:

@@ -103,7 +103,17 @@ async def test_a_port_that_is_taken_is_named_with_its_setting(tmp_path: Path, na
         ("TANDEM_HTTP_PORT", "eight", 2, "TANDEM_HTTP_PORT must be a number"),
         ("DATABASE_URL", "mysql://u:hunter2@h/d", 4, "expected sqlite:///… or postgresql://…"),
         ("DATABASE_URL", "postgresql://u:hunter2@127.0.0.1:1/d", 4, "DATABASE_URL"),
+        ("DATABASE_URL", "postgresql://u@127.0.0.1:1/d?password=hunter2&application_name=x", 4, "DATABASE_URL"),
+        ("DATABASE_URL", "hunter2", 4, "DATABASE_URL: expected"),
+        ("DATABASE_URL", "sqlite:////proc/x.db", 4, "the database file /proc/x.db (DATABASE_URL)"),
+        ("TANDEM_GRPC_HOST", "192.0.2.1", 4, "TANDEM_GRPC_HOST"),
+        ("TANDEM_GRPC_HOST", "..", 4, "TANDEM_GRPC_HOST"),
+        ("TANDEM_HTTP_HOST", "192.0.2.1", 4, "TANDEM_HTTP_HOST"),
+        ("TANDEM_HTTP_HOST", "..", 4, "TANDEM_HTTP_HOST"),
+        ("TANDEM_STATE_DIR", "/proc/hunter3", 4, "TANDEM_STATE_DIR"),
+        ("TANDEM_ADMIN_TOKEN", "hunter2 is not one word", 2, "TANDEM_ADMIN_TOKEN must"),
         ("TANDEM_ENCRYPTION_KEY", "hunter2", 4, "TANDEM_ENCRYPTION_KEY"),
+        ("TANDEM_ENCRYPTION_KEY", ",", 4, "TANDEM_ENCRYPTION_KEY: holds no key"),
     ],
 )
 async def test_what_the_operator_can_mend_is_said_in_a_line(
@@ -115,6 +125,10 @@ async def test_what_the_operator_can_mend_is_said_in_a_line(
     assert said in errors
     assert "hunter2" not in errors
     assert "Traceback" not in errors
+
+
+def test_a_token_from_a_file_goes_without_the_lines_end() -> None:
+    assert Settings.read({"TANDEM_ADMIN_TOKEN": "kpat_mounted\n"}).admin_token == "kpat_mounted"
 
 
 def test_settings_come_from_the_environment(tmp_path: Path) -> None:

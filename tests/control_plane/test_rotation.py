@@ -159,6 +159,8 @@ async def test_a_rotation_that_began_and_finished_unseen_is_taken_up_too(tmp_pat
         await rotate_key(where, say=lambda _: None)
         await rotate_key(where, finish=True, say=lambda _: None)
         await client.call("POST", "consumers/c1/key-auth", {"key": "sk-late"}, 201)
+        (line,) = (await client.get("/v2/audit-logs", {"action": "rotate-key"}))["data"]
+        assert line["principal"]["name"] == "rotate-key"
     tokens = await stored(database_url)
     assert opened_by(*read_keys(where), tokens) == len(tokens)
 
