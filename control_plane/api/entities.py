@@ -75,27 +75,28 @@ class Collection:
             repository = await self._repository(request, plane, session)
             scope = await self._scope(request, repository)
             found = await repository.get(self._row, _key(request), scope)
-            [shown] = await self._views(repository, await self._asked_for(request, repository, [found]), caller)
+            [row] = await self._asked_for(request, repository, [found])
+            shown = await self._view(repository, row, caller)
         return answer(shown)
 
     async def create(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
         body = self._with_options(request, body)
         async with self._writing(request, plane, caller) as (repository, scope):
             created = await self._create(repository, body, scope)
-            [shown] = await self._views(repository, [created], caller)
+            shown = await self._view(repository, created, caller)
         return answer(shown, 201)
 
     async def replace(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
         body = self._with_options(request, body)
         async with self._writing(request, plane, caller) as (repository, scope):
             replaced = await self._replace(repository, _key(request), body, scope)
-            [shown] = await self._views(repository, [replaced], caller)
+            shown = await self._view(repository, replaced, caller)
         return answer(shown)
 
     async def merge(self, request: Request, body: Body, plane: Plane, caller: Writer) -> Response:
         async with self._writing(request, plane, caller) as (repository, scope):
             merged = await self._merge(repository, _key(request), body, scope)
-            [shown] = await self._views(repository, [merged], caller)
+            shown = await self._view(repository, merged, caller)
         return answer(shown)
 
     def _with_options(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +129,11 @@ class Collection:
     async def _asked_for(self, request: Request, repository: Repository, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows as a GET's `options` want them."""
         return rows
+
+    async def _view(self, repository: Repository, row: Row, caller: Principal) -> dict[str, Any]:
+        """One that was asked for, or written, by itself."""
+        [shown] = await self._views(repository, [row], caller)
+        return shown
 
     async def _views(self, repository: Repository, rows: Sequence[Row], caller: Principal) -> Sequence[dict[str, Any]]:
         """Secrets in clear for who may see them (decK compares them), masked for everyone else, also for who wrote

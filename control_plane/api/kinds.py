@@ -7,7 +7,8 @@ from control_plane.api.certificates import Certificates
 from control_plane.api.entities import Collection
 from control_plane.api.groups import Groups
 from control_plane.api.plugins import Plugins
-from gateway_schema.registry import CERTIFICATES, CONSUMER_GROUPS, PLUGINS, EntityType
+from control_plane.api.routes import Routes
+from gateway_schema.registry import CERTIFICATES, CONSUMER_GROUPS, PLUGINS, ROUTES, EntityType
 
 
 def collection(row: EntityType, field: str | None = None) -> Collection:
@@ -16,4 +17,6 @@ def collection(row: EntityType, field: str | None = None) -> Collection:
         return Certificates()
     if row is CONSUMER_GROUPS:
         return Groups()
+    if row is ROUTES:
+        return Routes(row, field)
     return Plugins(field) if row is PLUGINS else Collection(row, field)
