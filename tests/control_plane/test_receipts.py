@@ -29,10 +29,11 @@ def services(*names: str) -> dict[str, Any]:
     return {**EMPTY, "services": [{"name": name, "host": f"{name}.test"} for name in names]}
 
 
-def to(host: str) -> dict[str, Any]:
-    """One service, whatever its host the same one."""
-    service = {"id": "3b0c7a4e-9d52-4d0e-8c57-0f8a2f3f6a11", "name": "s", "host": f"{host}.test"}
-    return {**EMPTY, "services": [service]}
+def to(group: str) -> dict[str, Any]:
+    """One credential, whatever its group the same one: of a kind that does not say when it was changed, so that what is
+    taken back is to the letter what was there."""
+    acl = {"id": "3b0c7a4e-9d52-4d0e-8c57-0f8a2f3f6a11", "group": group}
+    return {**EMPTY, "consumers": [{"username": "c", "acls": [acl]}]}
 
 
 @asynccontextmanager
