@@ -130,4 +130,4 @@ async def test_a_certificate_loses_its_title_when_that_is_written_as_null(client
     made = (await client.call("POST", base, {"cert": pem, "title": "old"}, 201))["item"]
     kept = await client.call("PUT", f"{base}/{made['id']}", {"cert": pem})
     cleared = await client.call("PUT", f"{base}/{made['id']}", {"cert": pem, "title": None})
-    assert (kept["item"]["title"], cleared["item"]["title"]) == ("old", "")
+    assert (kept["item"]["title"], cleared["item"]["title"]) == ("old", None)

@@ -469,10 +469,12 @@ def test_one_document_after_another_is_the_same_as_the_other_alone(
 
 def meaning(world: World) -> dict[str, Any]:
     """The complete entities, ids replaced by names."""
-    names = {row.id: row.written.get("name") or row.written.get("username") for row in world.holdings.all()}
+    rows = list(world.holdings.all())
+    names = {(row.type.name, row.id): row.written.get("name") or row.written.get("username") for row in rows}
 
     def readable(row: Any) -> str:
-        body = {k: names[v["id"]] if k in row.type.parents and v else v for k, v in row.complete.items()}
+        kinds = {field: parent.type for field, parent in row.type.parents.items()}
+        body = {k: names[kinds[k], v["id"]] if k in kinds and v else v for k, v in row.complete.items()}
         return str(sorted({**body, "tags": sorted(body["tags"] or [])}.items()))
 
     return {name: sorted(map(readable, world.holdings.of(name).values())) for name in ENTITY_TYPES}
