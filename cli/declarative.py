@@ -152,6 +152,8 @@ def _item_violations(item: Item) -> Iterator[Violation]:
         yield from error.violations
     else:
         yield from content.unsaid(row, complete)
+        if given is None and (lost := content.unrecognisable(row, written)):
+            yield lost
 
 
 def _duplicates(declaration: Declaration, declared: Declared) -> Iterator[str]:

@@ -26,6 +26,7 @@ _MERGE = object()
 _STR, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 _CORE_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float", "map", "seq"))
 
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])_(?=[0-9])")
 _INT = re.compile(r"([-+]?)(?:0[bB]([01]+)|0[oO]?([0-7]+)|0[xX]([0-9a-fA-F]+)|(0|[1-9][0-9]{0,19}))|0b([-+][01]+)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -247,7 +248,7 @@ def resolve(text: str) -> str | bool | int | float | None:
         return text
     if _NOT_FINITE.fullmatch(text):
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    number = _number(text if text.startswith(".") else text.replace("_", ""))
+    number = _number(_BETWEEN_DIGITS.sub("", text) if text.startswith(".") else text.replace("_", ""))
     return text if number is None else number
 
 

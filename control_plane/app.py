@@ -228,7 +228,7 @@ class Edge:
     async def _refuse(error: Exception, scope: _Message, receive: _Receive, send: _Send) -> None:
         trace = new_trace()
         if not isinstance(error, ControlPlaneError):
-            path, cause = path_of(scope), without_values(error)
+            path, cause = path_of(scope) or admin.PREFIX, without_values(error)
             _log.error("%s %s failed (%s)", scope["method"], path, trace, exc_info=cause)
             error = Unavailable() if is_away(error) else Unexpected()
         on_admin = scope["path"].startswith(admin.PREFIX)

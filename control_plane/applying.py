@@ -17,7 +17,7 @@ from control_plane import audit, ownership
 from control_plane.api.konnect import find
 from control_plane.batches import Changes
 from control_plane.errands import aside
-from control_plane.errors import Conflict
+from control_plane.errors import Conflict, StaleEntity
 from control_plane.history import State
 from control_plane.holdings import Holdings, Row
 from control_plane.ownership import NOBODY, Owners
@@ -137,7 +137,13 @@ async def publish(done: Undertaking) -> dict[str, Any]:
         plane.holdings.keep(done.written)
         plane.expiry.expect([*done.plan.creates, *(after for _, after in done.plan.updates)])
     version = done.written.version if done.written is not None else None
-    snapshot = await plane.snapshots.refresh(done.control_plane_id, version)
+    try:
+        snapshot = await plane.snapshots.refresh(done.control_plane_id, version)
+    except StaleEntity:
+        if done.commit:
+            raise
+        # Whoever only looks may be looking at what mends it.
+        return {"committed": False, "version": done.holdings.version, "hash": None}
     if done.written is not None:
         before = State(done.holdings, done.owners, done.began_us)
         after = State(done.written, done.owners.after(done.plan.assigned), done.written_us)

@@ -236,9 +236,13 @@ async def ensure_admin(session: AsyncSession, settings: Settings) -> None:
     if digest:
         if len(settings.admin_token) < _WEAK_LENGTH:
             _log.warning("%s is short enough to be guessed: 20 random characters are not", BOOTSTRAP)
-        known = (await session.execute(select(Token.id).where(Token.digest == digest))).first()
+        known = (await session.execute(select(Token).where(Token.digest == digest))).scalar_one_or_none()
         if known is None:
             session.add(_admin(BOOTSTRAP, digest))
+        elif (known.name, known.created_by) != (BOOTSTRAP, ""):
+            _log.warning("the token '%s' has the value of %s: it is the variable's from now on", known.name, BOOTSTRAP)
+            known.name, known.created_by, known.scopes = BOOTSTRAP, "", list(SCOPES)
+            known.control_plane_id = known.expires_at = None
     elif not await admins(session):
         token = new_token()
         path = settings.state_dir / "admin.token"

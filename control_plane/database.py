@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -40,6 +41,7 @@ from sqlalchemy.exc import (
     OperationalError,
     SQLAlchemyError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from control_plane.errors import CommitInDoubt, StartError
@@ -183,7 +185,8 @@ class Database:
         except (SQLAlchemyError, OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             # Without the query, in which a password may stand too.
             shown = self.url.set(drivername=self.url.get_backend_name(), query={}).render_as_string(hide_password=True)
-            raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {error}") from error
+            said = str(error) or "it does not answer"
+            raise StartError(f"the database {shown} (DATABASE_URL) cannot be used: {said}") from error
 
     async def close(self) -> None:
         """Give the connections back, once the units of work have ended (a stream that was cut may still be in one).
@@ -225,7 +228,17 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, OperationalError):
         code: int | None = getattr(driver, "sqlite_errorcode", None)
         return code != sqlite3.SQLITE_ERROR
-    return isinstance(error, InterfaceError | asyncpg.InterfaceError | ConnectionError)
+    return isinstance(error, _NO_ANSWER)
+
+
+_NO_ANSWER = (
+    InterfaceError,
+    asyncpg.InterfaceError,
+    ConnectionError,
+    TimeoutError,  # of a connection that is not made in its time
+    PoolTimeout,
+    socket.gaierror,
+)
 
 
 def _state_means_away(state: str) -> bool:
@@ -336,7 +349,10 @@ def _make_file(path: Path) -> None:
     the busy timeout: when several processes begin at once, all but one must try again.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    # Only one that is new is opened here. With any descriptor of a file that is closed, a process loses its locks on
+    # it, SQLite's among them; the next to close the database would take itself for the last, and delete the log.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     with contextlib.closing(sqlite3.connect(path, timeout=1)) as connection:
         while True:

@@ -116,17 +116,7 @@ class Row:
 
     def key(self, fields: Sequence[str]) -> tuple[Any, ...] | None:
         """The values of fields that are unique together; None when one of a single field is not set."""
-        return unique_key(self.type, self.written, fields)
-
-
-def unique_key(row: EntityType, written: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
-    if len(fields) == 1:
-        value = written.get(fields[0])
-        if isinstance(value, dict) and fields[0] in row.parents:
-            value = value.get("id")
-        return None if value is None else (value,)
-    values = [written.get(field) for field in fields]
-    return tuple([value.get("id") if isinstance(value, dict) else value for value in values])
+        return content.unique_key(self.type, self.written, fields)
 
 
 class Holdings:

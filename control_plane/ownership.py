@@ -70,19 +70,19 @@ class Reach:
     def governs(self, row: Row) -> bool:
         """Whether a row is in reach: it carries the tags, or was last written under them.
 
-        What joins two others is in the reach of all that see both, as long as it is nobody's: decK and the API write
-        it without tags.
+        What joins two others is in the reach of who may change one of them and sees the other, as long as it is
+        nobody's: decK and the API write it without tags.
         """
         if not self.tags or self.owners.of(row) == self.tags or self.tags <= set(row.tags):
             return True
-        return row.type.is_link and not self.owners.of(row) and all(map(self._sees, self.holdings.parents(row)))
+        if not row.type.is_link or self.owners.of(row):
+            return False
+        ends = self.holdings.parents(row)
+        return any(map(self.governs, ends)) and all(self.looks_up(end) or self.governs(end) for end in ends)
 
     def looks_up(self, row: Row) -> bool:
         tags = self.lookup_tags.get(row.type.name)
         return tags is not None and tags <= set(row.tags)
-
-    def _sees(self, row: Row) -> bool:
-        return self.looks_up(row) or self.governs(row)
 
 
 def words(owner: OwnerSet) -> str:

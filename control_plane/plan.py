@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from control_plane.errors import DocumentRefused, StaleEntity, fault
-from control_plane.holdings import Holdings, Row, unique_key
+from control_plane.holdings import Holdings, Row
 from control_plane.ownership import NOBODY, Owners, OwnerSet, Reach, words
 from control_plane.partials import check_links, displaced
 from control_plane.planned import Plan, label, parent_names, title
 from control_plane.protocols import mismatch
-from control_plane.recognising import is_recognisable, recognise
+from control_plane.recognising import recognise
 from gateway_schema import content
 from gateway_schema.base import canonical_id
 from gateway_schema.document import Declaration, Item
@@ -143,7 +143,7 @@ class _Planner:
         entity_id = before.id if before else given or self._new_id()
         if row.is_link:
             # Said from both ends, or twice: it is so all the same.
-            entity_id = self._links.setdefault((row.name, unique_key(row, body, row.unique[0])), entity_id)
+            entity_id = self._links.setdefault((row.name, content.unique_key(row, body, row.unique[0])), entity_id)
             if entity_id in group.declared:
                 return
         if (first := group.declared.setdefault(entity_id, item)) is not item:
@@ -184,9 +184,8 @@ class _Planner:
             for violation in error.violations:
                 self._fault(item, violation)
             return
-        if before is None and not (_given_id(item) or is_recognisable(row, body)):
-            keys = " or ".join(dict.fromkeys(name for fields in row.recognised_by for name in fields))
-            self._fault(item, Violation((), f"give it a {keys} or an id: nothing else tells it from a new one"))
+        if before is None and not _given_id(item) and (lost := content.unrecognisable(row, body)):
+            self._fault(item, lost)
             return
         if before is None:
             self._plan.creates.append(Row(row, entity_id, written, row.time(self._now), row.time(self._now), complete))

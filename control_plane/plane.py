@@ -58,6 +58,7 @@ class ControlPlane:
         self.history = History(self.database, self.cipher, self.holdings.load, *kept)
         self.expiry = Expiry(self.database, self.cipher, self.touch)
         self.wire = await wire.start(self)
+        await self._let_admin_in()
         self.replicas.open()
         self.expiry.open()
 
@@ -99,9 +100,14 @@ class ControlPlane:
             async with self.database.starting() as session:
                 check = partial(read_check, self.settings.database_url)
                 self.cipher = await open_cipher(session, keys, watch_keys(self.settings), check)
-                await ensure_admin(session, self.settings)
                 if not self.database.is_sqlite:
                     await share_authority(session, self.cipher, self.settings.state_dir)
+
+    async def _let_admin_in(self) -> None:
+        """Once nothing more can fail: a start that does not succeed ends no token of one that runs."""
+        with self.database.at_start():
+            async with self.database.starting() as session:
+                await ensure_admin(session, self.settings)
 
     async def _load_snapshot(self, control_plane_id: str, version: int | None) -> Snapshot:
         holdings = self.holdings.known(control_plane_id, version) if version is not None else None

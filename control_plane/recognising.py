@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from control_plane.holdings import Holdings, Row, unique_key
+from control_plane.holdings import Holdings, Row
+from gateway_schema.content import unique_key
 from gateway_schema.registry import EntityType
 
 
@@ -36,8 +37,3 @@ def recognise(
         open_places = [place for place in open_places if found[place] is None]
         taken.update(met.id for met in found if met is not None)
     return found
-
-
-def is_recognisable(row: EntityType, body: Mapping[str, Any]) -> bool:
-    """Whether one without an id will be found again."""
-    return any(unique_key(row, body, fields) is not None for fields in row.recognised_by)

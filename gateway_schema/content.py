@@ -9,7 +9,7 @@ form only, so it is never a difference.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -273,3 +273,22 @@ def same(row: EntityType, old: Mapping[str, Any], new: Mapping[str, Any]) -> boo
         if before != after:
             return False
     return True
+
+
+def unique_key(row: EntityType, written: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
+    """The values of fields that are unique together; None when one of a single field is not set."""
+    if len(fields) == 1:
+        value = written.get(fields[0])
+        if isinstance(value, dict) and fields[0] in row.parents:
+            value = value.get("id")
+        return None if value is None else (value,)
+    values = [written.get(field) for field in fields]
+    return tuple([value.get("id") if isinstance(value, dict) else value for value in values])
+
+
+def unrecognisable(row: EntityType, body: Mapping[str, Any]) -> Violation | None:
+    """The fault of what says no id, and nothing else by which a document would find it again."""
+    if any(unique_key(row, body, fields) is not None for fields in row.recognised_by):
+        return None
+    keys = " or ".join(dict.fromkeys(name for fields in row.recognised_by for name in fields))
+    return Violation((), f"give it a {keys} or an id: nothing else tells it from a new one")

@@ -67,7 +67,8 @@ class Applied(Answer):
     plan: PlanShown
     committed: bool
     version: int
-    hash: str
+    hash: str | None
+    """None where a plan is only looked at and what is held can be no snapshot."""
 
 
 class SavedPlanShown(Answer):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from control_plane import database as room
 from control_plane.database import Database, driver_url, is_away
@@ -238,6 +241,11 @@ def test_a_server_that_cannot_be_worked_with_now_is_away(state: str) -> None:
     assert is_away(DBAPIError("SELECT 1", {}, raised))
 
 
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError(), socket.gaierror(), PoolTimeout()])
+def test_a_server_that_does_not_answer_is_away(error: Exception) -> None:
+    assert is_away(error)
+
+
 @pytest.mark.parametrize("state", ["23505", "42P01", "22003", "25P02"])
 def test_a_statement_that_the_server_refuses_is_ours(state: str) -> None:
     assert not is_away(DBAPIError("SELECT 1", {}, asyncpg.PostgresError.new({"C": state, "M": "the server's words"})))
@@ -270,3 +278,17 @@ async def test_a_control_plane_gives_its_database_back_though_another_part_fails
             plane.snapshots.close = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the database is closed"):
         await count(plane.database)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_second_look_at_the_file_leaves_the_first_its_locks(database: Database) -> None:
+    """Else whoever closes it next, in another process, takes itself for the last and deletes the log in use."""
+    async with database.writing() as session:
+        session.add(token(1))
+    path = Path(database.url.database or "")
+    assert path.with_name(f"{path.name}-wal").exists()
+    await Database(database.url.render_as_string()).close()
+    look = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('select count(*) from tokens')"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", look, str(path))
+    assert await process.wait() == 0
+    assert path.with_name(f"{path.name}-wal").exists()

@@ -247,6 +247,13 @@ async def test_a_document_that_leaves_what_breaks_a_rule_by_now_changes_nothing(
     assert (await client.get("consumers"))["data"] == []
 
 
+async def test_what_mends_what_breaks_a_rule_by_now_can_be_looked_at(client: Client) -> None:
+    await outdated(client)
+    mended = {"_format_version": "3.0", "routes": [{"name": "r", "paths": ["/b"]}]}
+    looked = await client.apply(mended, commit=False)
+    assert (looked["plan"]["summary"]["updating"], looked["committed"], looked["hash"]) == (1, False, None)
+
+
 async def test_a_patch_mends_what_breaks_a_rule_by_now(client: Client) -> None:
     entity_id = await outdated(client)
     assert (await client.call("PATCH", f"routes/{entity_id}", {"paths": ["/b"]}))["paths"] == ["/b"]

@@ -52,6 +52,16 @@ async def test_a_membership_in_a_group_of_others_is_a_teams_only_once_it_has_dec
     assert summary(await client.apply(members(held=()), select_tags=TEAM)) == (0, 0, 1)
 
 
+async def test_a_membership_between_two_that_are_only_looked_up_is_not_the_documents(client: Client) -> None:
+    await client.apply(members(tags=["base"]), mode="apply")
+    await join(client, "g")
+    lookup = {"consumer_groups": ["base"], "consumers": ["base"]}
+    info = {"_info": {"select_tags": TEAM, "default_lookup_tags": lookup}}
+    mine = {**info, **EMPTY, "consumers": [{"username": "mine", "groups": [{"name": "g"}]}]}
+    assert summary(await client.apply(mine)) == (2, 0, 0)
+    assert await groups_of(client) == ["g"]
+
+
 async def test_a_membership_in_a_group_that_is_looked_up_is_the_documents(client: Client) -> None:
     await client.apply({**EMPTY, "consumer_groups": [{"name": "base", "tags": ["base"]}]}, mode="apply")
     info = {"_info": {"select_tags": TEAM, "default_lookup_tags": {"consumer_groups": ["base"]}}}

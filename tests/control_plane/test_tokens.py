@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,27 @@ async def test_a_start_makes_a_token_when_nobody_is_left_who_may(tmp_path: Path,
     async with started(tmp_path, database_url) as client:
         assert client.http.headers["authorization"] != before
         await make_token(client, scopes=["admin"])
+
+
+async def test_a_start_that_fails_ends_no_token(tmp_path: Path, database_url: str) -> None:
+    async with started(tmp_path, database_url, "kpat_of-the-variable") as client:
+        assert client.plane.wire is not None
+        taken = replace(starting(tmp_path, database_url), grpc_port=client.plane.wire.port)
+        with pytest.raises(OSError, match="in use"):
+            await contextlib.AsyncExitStack().enter_async_context(ControlPlane(taken).running())
+        await client.get("/v3/users/me")
+
+
+@pytest.mark.parametrize("scopes", [["read"], ["read", "write", "reveal", "admin"]])
+async def test_a_token_whose_value_the_variable_takes_is_the_variables(
+    tmp_path: Path, database_url: str, scopes: list[str]
+) -> None:
+    async with started(tmp_path, database_url) as client:
+        made = await make_token(client, scopes=scopes)
+    async with started(tmp_path, database_url, made["token"]) as client:
+        assert sorted((await client.get("/v2/tokens/me"))["scopes"]) == ["admin", "read", "reveal", "write"]
+    async with started(tmp_path, database_url, "kpat_another-one") as client:
+        await bearing(client, made["token"]).get("/v3/users/me", expect=401)
 
 
 async def test_a_token_that_somebody_called_like_the_variable_is_theirs(tmp_path: Path, database_url: str) -> None:

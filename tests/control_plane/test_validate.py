@@ -64,6 +64,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "consumers": [{"username": "c", "basicauth_credentials": [{"username": "u", "password": "[masked]"}]}]
     },
     "retries: expected an integer": {"services": [{"name": "s", "host": "h.test", "retries": 5.5}]},
+    "give it a name or an id": {"services": [{"host": "h.test"}]},
     "id: expected a valid UUID": {"services": [{"id": "x", "name": "s", "host": "h.test"}]},
 }
 realm: Any = REFUSED["config: must not be nested deeper"]["plugins"][0]["config"]
