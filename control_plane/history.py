@@ -7,6 +7,8 @@ apply the state it found is entered too, if nobody had entered it: every apply c
 An entry bears the time of its last write, not the one at which it was entered: what is written in between belongs to
 the next, and its lines in the audit log are found by that time.
 
+What cannot be entered because the database is away is entered when it is back, or stands in a newer entry.
+
 Entries hold rows as they were written, with their owners, so that a way back brings no defaults along. They hold
 secrets, and are encrypted.
 """
@@ -17,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +28,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import ownership
 from control_plane.bulk import insert_rows
-from control_plane.database import Database
-from control_plane.errors import NotFound
-from control_plane.holdings import Holdings, Row
-from control_plane.models import AUDIT_LOG, SNAPSHOTS
+from control_plane.database import Database, is_away
+from control_plane.errors import CommitInDoubt, NotFound
+from control_plane.holdings import NO_CONTROL_PLANE, Holdings, Row
+from control_plane.models import AUDIT_LOG, SNAPSHOTS, ControlPlane
 from control_plane.ownership import Owners
 from control_plane.planned import row_changes
 from control_plane.sealed import seal, unseal
@@ -44,7 +46,10 @@ PATIENCE_SECONDS = 30.0
 """A flurry of single writes that never pauses is entered this often."""
 BREATH_SECONDS = 0.25
 """A plan's entry waits so long: packing it would compete with the change itself, on its way to the nodes just then."""
+AGAIN_SECONDS = 3.0
+"""Between two attempts while the database is away."""
 _MAX_AUTHORS = 5
+_AGAINST_DELETION = select(ControlPlane.id).with_for_update(read=True, key_share=True)
 
 Load = Callable[[AsyncSession, str], Awaitable[Holdings]]
 
@@ -76,6 +81,17 @@ class Entry:
     summary: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a committed plan made of what it found."""
+
+    before: State
+    after: State
+    hash: str | None
+    author: str
+    action: str
+
+
 @dataclass(slots=True)
 class _Flurry:
     """Single writes that follow each other closely; loop time of the first and the last."""
@@ -100,6 +116,8 @@ class History:
         self._writing: dict[str, asyncio.Task[None]] = {}
         self._awaited: dict[str, asyncio.Event] = {}
         """Set once somebody waits for what is being entered."""
+        self._missed: dict[str, _Made] = {}
+        """The last plan that could not be entered, the database being away: its entry says what it found, too."""
 
     # -- writing
 
@@ -111,41 +129,67 @@ class History:
         """
         control_plane_id = before.holdings.control_plane_id
         due = asyncio.get_running_loop().time() + BREATH_SECONDS
-        work = self._record(self._writing.get(control_plane_id), due, before, after, hash_, author, action)
+        made = _Made(before, after, hash_, author, action)
+        work = self._record(control_plane_id, self._writing.get(control_plane_id), due, made)
         task = asyncio.create_task(work, name=f"history {control_plane_id}")
         self._writing[control_plane_id] = task
         task.add_done_callback(lambda done: self._written(control_plane_id, done))
 
     async def settled(self, control_plane_id: str) -> None:
-        """Wait until what this process committed so far is entered. Not to be awaited inside a transaction."""
+        """Wait until what this process committed so far is entered, or put off because the database is away.
+
+        Not to be awaited inside a transaction.
+        """
         if task := self._writing.get(control_plane_id):
             self._awaited.setdefault(control_plane_id, asyncio.Event()).set()
             await asyncio.wait([task])
 
-    async def _record(
-        self,
-        earlier: asyncio.Task[None] | None,
-        due: float,
-        before: State,
-        after: State,
-        hash_: str | None,
-        author: str,
-        action: str,
-    ) -> None:
+    async def _record(self, control_plane_id: str, earlier: asyncio.Task[None] | None, due: float, made: _Made) -> None:
         if earlier is not None:
             await asyncio.wait([earlier])
-        control_plane_id = before.holdings.control_plane_id
         awaited = self._awaited.setdefault(control_plane_id, asyncio.Event())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(awaited.wait(), max(0.0, due - asyncio.get_running_loop().time()))
+        made_up = await self._make_up(control_plane_id)
+        if not (made_up and await self._attempt(control_plane_id, self._enter_made(made))):
+            self._missed[control_plane_id] = made
+            self.touched(control_plane_id)  # who waits for a quiet moment waits for the database too
+
+    async def _attempt(self, control_plane_id: str, entering: Coroutine[Any, Any, None]) -> bool:
+        """False when the database is away, and the same is to be tried again."""
         try:
-            if before.version > 0 and not await self._knows(control_plane_id, before.version):
-                await self._enter(before, None, None, "changes")
-            self._remember(before)
-            await self._enter(after, hash_, author, action)
-        except Exception:
+            await entering
+        except NotFound:
+            self._last.pop(control_plane_id, None)  # the control plane was deleted meanwhile
+        except Exception as error:
+            if isinstance(error, CommitInDoubt) or is_away(error):
+                return False
             # What was written is committed and live; the next entry holds what this one would have held.
             _log.exception("no history could be written for control plane %s", control_plane_id)
+        return True
+
+    async def _make_up(self, control_plane_id: str) -> bool:
+        """Enter the plan that was missed, before what came after it. False while the database is away."""
+        missed = self._missed.get(control_plane_id)
+        if missed is not None:
+            if not await self._attempt(control_plane_id, self._enter_missed(missed)):
+                return False
+            if self._missed.get(control_plane_id) is missed:
+                del self._missed[control_plane_id]
+        return True
+
+    async def _enter_missed(self, missed: _Made) -> None:
+        async with self._database.reading() as session:
+            newest = await self.entries(session, missed.after.holdings.control_plane_id, None, 1)
+        if not newest or newest[0].version <= missed.after.version:  # else another replica's counts it
+            await self._enter_made(missed)
+
+    async def _enter_made(self, made: _Made) -> None:
+        control_plane_id, version = made.before.holdings.control_plane_id, made.before.version
+        if version > 0 and not await self._knows(control_plane_id, version):
+            await self._enter(made.before, None, None, "changes")
+        self._remember(made.before)
+        await self._enter(made.after, made.hash, made.author, made.action)
 
     def _written(self, control_plane_id: str, task: asyncio.Task[None]) -> None:
         if self._writing.get(control_plane_id) is task:
@@ -166,6 +210,7 @@ class History:
     def forget(self, control_plane_id: str) -> None:
         """The control plane was deleted."""
         self._last.pop(control_plane_id, None)
+        self._missed.pop(control_plane_id, None)
         flurry = self._flurries.pop(control_plane_id, None)
         if flurry is not None and flurry.task is not None:
             flurry.task.cancel()
@@ -178,35 +223,41 @@ class History:
             task.cancel()
         await asyncio.gather(*waiting.values(), return_exceptions=True)
         for control_plane_id in waiting:
-            await self._enter_current(control_plane_id)
+            if not await self._enter_current(control_plane_id):
+                _log.error("the database is away: the last entry of control plane %s is not made", control_plane_id)
 
     async def _enter_when_quiet(self, control_plane_id: str, flurry: _Flurry) -> None:
         clock = asyncio.get_running_loop().time
+        told = False
         while True:
             # No event tells of silence, hence a loop of sleeps.
             while (pause := min(flurry.last + QUIET_SECONDS, flurry.first + PATIENCE_SECONDS) - clock()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(pause)
             seen = flurry.count  # the loop's clock need not tell two writes apart
-            await self._enter_current(control_plane_id)
-            if flurry.count == seen:
-                return
+            if await self._enter_current(control_plane_id):
+                if flurry.count == seen:
+                    return
+            else:
+                if not told:
+                    _log.warning("the database is away: the history of control plane %s waits for it", control_plane_id)
+                told = True
+                await asyncio.sleep(AGAIN_SECONDS)
             flurry.first = clock()
 
-    async def _enter_current(self, control_plane_id: str) -> None:
-        try:
-            await self.settled(control_plane_id)  # an entry counts from the one before it
-            async with self._database.reading() as session:
-                holdings = await self._load(session, control_plane_id)
-                owners = await ownership.load(session, control_plane_id)
-                last = (await session.execute(_last_write(control_plane_id))).first()
-            if not await self._knows(control_plane_id, holdings.version):
-                state = State(holdings, owners, last.at_us if last is not None else _now_us())
-                await self._enter(state, None, None, "changes")
-        except NotFound:
-            self._last.pop(control_plane_id, None)  # the control plane was deleted meanwhile
-        except Exception:
-            # The configuration itself is safe and live; the next entry holds what this one would have held.
-            _log.exception("no history could be written for control plane %s", control_plane_id)
+    async def _enter_current(self, control_plane_id: str) -> bool:
+        """False when the database is away."""
+        await self.settled(control_plane_id)  # an entry counts from the one before it
+        made_up = await self._make_up(control_plane_id)
+        return made_up and await self._attempt(control_plane_id, self._enter_held(control_plane_id))
+
+    async def _enter_held(self, control_plane_id: str) -> None:
+        async with self._database.reading() as session:
+            holdings = await self._load(session, control_plane_id)
+            owners = await ownership.load(session, control_plane_id)
+            last = (await session.execute(_last_write(control_plane_id))).first()
+        if not await self._knows(control_plane_id, holdings.version):
+            state = State(holdings, owners, last.at_us if last is not None else _now_us())
+            await self._enter(state, None, None, "changes")
 
     async def _enter(self, state: State, hash_: str | None, author: str | None, action: str) -> None:
         control_plane_id = state.holdings.control_plane_id
@@ -226,6 +277,8 @@ class History:
                 "summary": summary,
                 "payload": sealed,
             }
+            if (await session.execute(_AGAINST_DELETION.where(ControlPlane.id == control_plane_id))).first() is None:
+                raise NotFound(NO_CONTROL_PLANE)
             await insert_rows(session, SNAPSHOTS, [values], overwrite=True)
             await self._prune(session, control_plane_id, _now_us() // 1000)
         self._remember(state)

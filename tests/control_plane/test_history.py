@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
+from sqlalchemy.exc import OperationalError
 
 from control_plane import history
 from control_plane.history import History
@@ -16,6 +19,7 @@ from control_plane.models import AUDIT_LOG, SNAPSHOTS
 from tests.control_plane.callers import caller
 from tests.control_plane.client import Client, running_client
 
+PATIENCE_SECONDS = 20
 EMPTY = {"_format_version": "3.0"}
 SECRET = "key-of-bob-in-the-clear"
 
@@ -55,6 +59,45 @@ async def adoptions(client: Client) -> list[Any]:
 async def entities(client: Client, kind: str = "services") -> list[Any]:
     found = (await client.get(kind))["data"]
     return [{key: value for key, value in entity.items() if key != "updated_at"} for entity in found]
+
+
+@contextlib.contextmanager
+def away(client: Client, at: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
+    """The database goes away whenever an entry is written to it, at the statement or at its commit. Set once it did."""
+    for pause in ("QUIET_SECONDS", "BREATH_SECONDS", "AGAIN_SECONDS"):
+        monkeypatch.setattr(history, pause, 0.0)
+    refused, entering = asyncio.Event(), False
+
+    def refuse() -> None:
+        refused.set()
+        raise OperationalError(at, {}, ConnectionRefusedError())
+
+    def execute(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal entering
+        entering = " snapshots " in statement
+        if "INTO snapshots " in statement and at == "statement":
+            refuse()
+
+    def commit(_connection: Any) -> None:
+        if entering and at == "commit":
+            refuse()
+
+    engine = client.plane.database.engine.sync_engine
+    listeners = {"before_cursor_execute": execute, "commit": commit}
+    for name, listener in listeners.items():
+        event.listen(engine, name, listener)
+    try:
+        yield refused
+    finally:
+        for name, listener in listeners.items():
+            event.remove(engine, name, listener)
+
+
+def waiting(client: Client) -> asyncio.Task[None]:
+    """What enters the control plane's state as soon as it can."""
+    task = client.plane.history._flurries[client.id].task
+    assert task is not None
+    return task
 
 
 async def test_every_apply_is_kept_with_author_time_and_what_changed(client: Client) -> None:
@@ -262,9 +305,7 @@ async def test_a_flurry_of_single_writes_is_one_entry_with_its_authors(
     assert entry["author"] == "TANDEM_ADMIN_TOKEN"
     monkeypatch.setattr(history, "QUIET_SECONDS", 0.0)
     await client.call("POST", "services", {"name": "late", "host": "x.test"}, 201)
-    task = client.plane.history._flurries[client.id].task
-    assert task is not None
-    await task
+    await waiting(client)
     assert (await snapshots(client))[0]["summary"]["creating"] == 1
 
 
@@ -373,3 +414,92 @@ async def test_who_asks_does_not_wait_for_the_moment_that_entries_are_put_off(
     versions = [(await client.apply(services(*names)))["version"] for names in ("a", "ab", "abc")]
     async with asyncio.timeout(20):
         assert [entry["version"] for entry in await snapshots(client)] == versions[::-1]
+
+
+@pytest.mark.parametrize("at", ["statement", "commit"])
+async def test_the_last_change_before_the_database_goes_away_is_entered_when_it_is_back(
+    client: Client, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with away(client, at, monkeypatch) as refused:
+            await client.call("POST", "services", {"name": "last", "host": "x.test"}, 201)
+            await refused.wait()
+            assert await snapshots(client) == []
+        await waiting(client)
+    (entry,) = await snapshots(client)
+    assert (entry["summary"]["creating"], entry["author"]) == (1, "TANDEM_ADMIN_TOKEN")
+    await client.apply(services("another"))
+    await rollback(client, entry["version"])
+    assert await names(client) == ["last"]
+
+
+@pytest.mark.parametrize("at", ["statement", "commit"])
+async def test_a_plan_is_entered_as_what_it_was_when_the_database_is_back(
+    client: Client, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with away(client, at, monkeypatch) as refused:
+            last = await client.apply(services("a", "b"))
+            await refused.wait()
+            assert await snapshots(client) == []
+        await waiting(client)
+    (entry,) = await snapshots(client)
+    assert (entry["version"], entry["hash"], entry["action"]) == (last["version"], last["hash"], "sync")
+
+
+async def test_what_is_committed_while_entries_wait_for_the_database_comes_after_them(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with away(client, "statement", monkeypatch) as refused:
+            first = await client.apply(services("a"))
+            await refused.wait()
+            second = await client.apply(services("a", "b"))
+            assert await snapshots(client) == []
+        third = await client.apply(services("a", "b", "c"))
+        entries = await snapshots(client)
+    assert [entry["version"] for entry in entries] == [made["version"] for made in (third, second, first)]
+    assert [entry["summary"]["creating"] for entry in entries] == [1, 1, 1]
+    assert [entry["action"] for entry in entries][:2] == ["sync", "sync"]
+
+
+async def test_waiting_for_the_database_ends_with_the_control_plane_and_with_the_process(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = await client.another("doomed")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with away(client, "statement", monkeypatch):
+            for each in (doomed, client):
+                await each.apply(services("a"))
+                await each.plane.history.settled(each.id)
+            tasks = [waiting(doomed), waiting(client)]
+            await client.call("DELETE", f"/v2/control-planes/{doomed.id}", expect=204)
+            await asyncio.wait(tasks[:1])
+            await client.plane.history.close()
+            await asyncio.wait(tasks)
+    assert await snapshots(client) == []
+
+
+async def test_what_fails_for_another_reason_is_logged_and_not_tried_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(history, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(client.plane.history, "_pack", broken)
+    await client.call("POST", "services", {"name": "s", "host": "x.test"}, 201)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await waiting(client)
+    assert caplog.text.count("no history could be written") == 1
+
+
+async def test_a_control_plane_that_was_deleted_before_its_entry_was_made_is_no_fault(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(history, "BREATH_SECONDS", 3600.0)
+    doomed = await client.another("doomed")
+    await doomed.apply(services("a"))
+    await client.call("DELETE", f"/v2/control-planes/{doomed.id}", expect=204)
+    await client.plane.history.settled(doomed.id)
+    assert "no history could be written" not in caplog.text
