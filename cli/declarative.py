@@ -151,8 +151,9 @@ def _item_violations(item: Item) -> Iterator[Violation]:
     except SchemaViolation as error:
         yield from error.violations
     else:
-        yield from content.unsaid(row, complete)
-        if given is None and (lost := content.unrecognisable(row, written)):
+        missing = content.unsaid(row, complete)
+        yield from missing
+        if not missing and given is None and (lost := content.unrecognisable(row, written)):
             yield lost
 
 

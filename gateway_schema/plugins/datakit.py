@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from gateway_schema.base import Record
+from gateway_schema.base import Record, Text
 from gateway_schema.plugins.base import PluginConfig
 from gateway_schema.plugins.datakit_graph import Plan, compile_nodes
 from gateway_schema.plugins.datakit_ports import INPUTS, NAME_PATTERN, UNAVAILABLE_KINDS
@@ -62,7 +62,7 @@ class CallNode(Node):
     """Make an HTTP request and wait for its response; other nodes go on meanwhile."""
 
     type: Literal["call"]
-    url: str | None = Field(None, description="Where to; may be left out when `inputs.url` is connected.")
+    url: Text | None = Field(None, description="Where to; may be left out when `inputs.url` is connected.")
     method: Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[A-Z]+$")] = Field(
         "GET", description="HTTP method, in capitals."
     )
@@ -70,7 +70,7 @@ class CallNode(Node):
         None, description="Milliseconds for the whole call; none or 0: 60 seconds."
     )
     ssl_verify: bool = Field(True, description="Whether the server's certificate is checked.")
-    ssl_server_name: str | None = Field(None, description="Server name for TLS, instead of the URL's host.")
+    ssl_server_name: Text | None = Field(None, description="Server name for TLS, instead of the URL's host.")
     input: Label | None = Field(None, description="One source for all inputs.")
     inputs: CallInputs | None = Field(None, description="A source for each input.")
     output: Label | None = Field(None, description="One target for all outputs.")

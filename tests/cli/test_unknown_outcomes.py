@@ -47,6 +47,14 @@ def interrupt_when(arrived: threading.Event) -> threading.Thread:
     return thread
 
 
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Also where whoever started the tests has told them to ignore Ctrl-C, as shells do for jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_apply_whose_answer_is_lost_may_have_been_made(recipe: Recipe, plane: FakeControlPlane, file: File) -> None:
     plane.silent.add(("POST", "/apply"))
     result = recipe("sync", file(KONG))

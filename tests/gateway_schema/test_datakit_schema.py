@@ -37,6 +37,8 @@ def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
 def _facts(schema: dict[str, Any]) -> dict[str, Any]:
     kept = ("type", "enum", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
     facts = {name: _resolved(schema)[name] for name in kept if name in _resolved(schema)}
+    if facts.get("type") == "string" and "enum" not in facts:
+        facts.setdefault("minLength", 1)  # Kong's own default, which its schemas do not say
     if facts.get("type") == "array":  # Kong writes an array's limits as if it were a string
         facts = {name.replace("Items", "Length"): value for name, value in facts.items()}
     return facts
