@@ -6,29 +6,75 @@ Header names keep the case they came in (Datakit shows it) and are found in any 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+Index = dict[str, int | tuple[int, ...]]
+"""Positions of header fields by lower-case name."""
+
+_MAX_NOTES = 16
+
+
+class Head:
+    """The fields of a head that comes again and again, and what was concluded from them.
+
+    Clients, and upstreams, say nearly the same in every message on a connection. Whoever works something out from the
+    fields alone (the route, the consumer, the bytes of the head that goes on) notes it here, and finds it the next time
+    under `headers.origin`. Of the fields only the value of Content-Length may differ from one time to the next: nothing
+    noted may depend on it.
+    """
+
+    __slots__ = ("_length", "_length_at", "fields", "index", "notes")
+
+    def __init__(self, fields: list[tuple[str, str]], index: Index | None = None) -> None:
+        self.fields = fields
+        self.index = _indexed(fields) if index is None else index
+        found = self.index.get("content-length")
+        self._length_at = found if isinstance(found, int) else None
+        self._length = fields[found][1] if isinstance(found, int) else ""
+        self.notes: dict[object, Any] = {}
+        """By whoever made them. Use `note`, which bounds them."""
+
+    def note(self, whose: object, what: Any) -> None:
+        if len(self.notes) >= _MAX_NOTES:
+            self.notes.clear()
+        self.notes[whose] = what
+
+    def headers(self, length: str) -> Headers:
+        """These fields, with `length` for the value of Content-Length, where they have one."""
+        fields = self.fields
+        if length != self._length and self._length_at is not None:
+            fields = fields.copy()
+            fields[self._length_at] = (fields[self._length_at][0], length)
+        headers = Headers.__new__(Headers)
+        headers.raw = fields
+        headers._index = self.index
+        headers.origin = self
+        return headers
 
 
 class Headers:
     """An ordered multi-map of header fields; look-ups ignore case.
 
-    `raw` is the list of (name, value) pairs in wire order. The index from lower-case name to position (a tuple of
-    positions where a field is repeated) is built on the first look-up and forgotten when positions move: most headers
-    of most requests are only ever copied.
+    `raw` is the list of (name, value) pairs in wire order, to be read only. The index from lower-case name to position
+    (a tuple of positions where a field is repeated) is built on the first look-up and forgotten when positions move:
+    most headers of most requests are only ever copied.
     """
 
-    __slots__ = ("_index", "raw")
+    __slots__ = ("_index", "origin", "raw")
 
     def __init__(self, raw: Iterable[tuple[str, str]] = ()) -> None:
         self.raw: list[tuple[str, str]] = list(raw)
-        self._index: dict[str, int | tuple[int, ...]] | None = None
+        self._index: Index | None = None
+        self.origin: Head | None = None
+        """The head that these are the fields of, as long as nobody has changed them; their list is shared till then."""
 
     @classmethod
-    def adopt(cls, raw: list[tuple[str, str]], index: dict[str, int | tuple[int, ...]] | None = None) -> Headers:
+    def adopt(cls, raw: list[tuple[str, str]], index: Index | None = None) -> Headers:
         """Headers over this very list, which from now on is theirs; so is its index, where the caller has it."""
         headers = cls.__new__(cls)
         headers.raw = raw
         headers._index = index
+        headers.origin = None
         return headers
 
     def get(self, name: str) -> str | None:
@@ -42,6 +88,12 @@ class Headers:
             if found is None:
                 return None
         return self.raw[found if type(found) is int else found[0]][1]  # type: ignore[index]
+
+    @property
+    def index(self) -> Index:
+        """Positions by lower-case name; to be read only."""
+        index = self._index
+        return self._build() if index is None else index
 
     @property
     def has_repeats(self) -> bool:
@@ -58,6 +110,7 @@ class Headers:
         if not positions:
             self.add(name, value)
             return
+        self._part()
         self.raw[positions[0]] = (name, value)
         if len(positions) > 1:
             rest = frozenset(positions[1:])
@@ -65,20 +118,22 @@ class Headers:
             self._index = None
 
     def add(self, name: str, value: str) -> None:
+        self._part()
         if self._index is not None:
             _note(self._index, name.lower(), len(self.raw))
         self.raw.append((name, value))
 
     def extend(self, fields: Sequence[tuple[str, str]]) -> None:
         """Add several fields."""
-        self.raw += fields
-        self._index = None
+        self.raw = [*self.raw, *fields]
+        self._index = self.origin = None
 
     def remove(self, name: str) -> bool:
         """Drop a field; says whether it was there."""
         positions = self._positions(name)
         if not positions:
             return False
+        self._part()
         for position in reversed(positions):
             del self.raw[position]
         self._index = None
@@ -91,7 +146,7 @@ class Headers:
         kept = [pair for pair in self.raw if pair[0].lower() not in lowered]
         if len(kept) < len(self.raw):
             self.raw = kept
-            self._index = None
+            self._index = self.origin = None
 
     def copy(self) -> Headers:
         return Headers(self.raw)
@@ -117,17 +172,28 @@ class Headers:
             return ()
         return (found,) if isinstance(found, int) else found
 
-    def _build(self) -> dict[str, int | tuple[int, ...]]:
-        index: dict[str, int | tuple[int, ...]] = {pair[0].lower(): position for position, pair in enumerate(self.raw)}
-        if len(index) != len(self.raw):
-            index = {}
-            for position, pair in enumerate(self.raw):
-                _note(index, pair[0].lower(), position)
-        self._index = index
+    def _part(self) -> None:
+        """Before the list or the index is changed in place: it may be shared with others."""
+        if self.origin is not None:
+            self.origin = None
+            self.raw = self.raw.copy()
+            self._index = None if self._index is None else self._index.copy()
+
+    def _build(self) -> Index:
+        index = self._index = _indexed(self.raw)
         return index
 
 
-def _note(index: dict[str, int | tuple[int, ...]], name: str, position: int) -> None:
+def _indexed(fields: Sequence[tuple[str, str]]) -> Index:
+    index: Index = {pair[0].lower(): position for position, pair in enumerate(fields)}
+    if len(index) != len(fields):
+        index = {}
+        for position, pair in enumerate(fields):
+            _note(index, pair[0].lower(), position)
+    return index
+
+
+def _note(index: Index, name: str, position: int) -> None:
     """Enter one more position of a lower-case name."""
     found = index.get(name)
     if found is None:

@@ -19,6 +19,7 @@ import httptools
 
 from data_plane.errors import BadRequest, GatewayError, HeadTooLarge, PayloadTooLarge, UriTooLong
 from data_plane.http1.body import Flow, IncomingBody
+from data_plane.http1.familiar import Memory
 from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ServerLimits
 from data_plane.http1.whole import WholeReader
@@ -81,6 +82,7 @@ class RequestReader:
         "_last",
         "_length",
         "_limits",
+        "_memory",
         "_parser",
         "_peer",
         "_pending",
@@ -126,6 +128,7 @@ class RequestReader:
         self._is_between = True
         """Whether the parser has seen no byte of a request that it has not seen the end of."""
         self._whole = WholeReader(httptools.HttpRequestParser)
+        self._memory = Memory()
 
     @property
     def in_head(self) -> bool:
@@ -156,21 +159,29 @@ class RequestReader:
             self._count_overhead(self.body, len(data))
 
     def _read_whole(self, data: bytes) -> bool:
-        """Read a request that is whole, and for the host that the one before was for; says whether it was one."""
-        whole = self._whole.read(data)
-        if whole is None:
-            return False
-        first, headers, body, size = whole
-        method, _, rest = first.partition(" ")
-        target, _, version = rest.partition(" ")
+        """Read a request that is whole, and like the one before or at least for its host; says whether it was one."""
         limits = self._limits
-        if version != "HTTP/1.1" or method not in _METHOD_NAMES or target[:1] != "/" or "#" in target:
-            return False
-        if headers.get("host") != self._host or not self._host:
-            return False
-        if len(target) > limits.max_target_size or size > limits.max_head_size or len(headers.raw) > limits.max_headers:
-            return False
-        if limits.max_body_size and len(body) > limits.max_body_size:
+        recalled = self._memory.recall(data)
+        if recalled is not None:
+            familiar, body = recalled
+            method, target = familiar.meaning
+            headers = familiar.head.headers(str(len(body)))
+            size = len(data) - len(body)
+        else:
+            whole = self._whole.read(data)
+            if whole is None:
+                return False
+            first, headers, body, size = whole
+            method, _, rest = first.partition(" ")
+            target, _, version = rest.partition(" ")
+            if version != "HTTP/1.1" or method not in _METHOD_NAMES or target[:1] != "/" or "#" in target:
+                return False
+            if headers.get("host") != self._host or not self._host:
+                return False
+            if len(target) > limits.max_target_size or len(headers.raw) > limits.max_headers:
+                return False
+            headers = self._memory.keep(data, size, headers, (method, target))
+        if size > limits.max_head_size or (limits.max_body_size and len(body) > limits.max_body_size):
             return False
         arrival = Arrival(method, target, headers, BufferedBody(body), peer=self._peer, size=size)
         arrival.incoming = None

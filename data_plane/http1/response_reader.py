@@ -8,6 +8,7 @@ from __future__ import annotations
 import httptools
 
 from data_plane.http1.body import Flow, IncomingBody
+from data_plane.http1.familiar import Memory
 from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ClientLimits
 from data_plane.http1.whole import WholeReader
@@ -35,6 +36,7 @@ class ResponseReader:
         "_interim_count",
         "_length",
         "_limits",
+        "_memory",
         "_parser",
         "_pieces",
         "_response",
@@ -75,6 +77,7 @@ class ResponseReader:
         self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._whole = WholeReader(httptools.HttpResponseParser)
+        self._memory = Memory()
 
     def expect(self, method: str) -> None:
         """The next bytes answer a request of this method."""
@@ -110,18 +113,28 @@ class ResponseReader:
 
     def _read_whole(self, data: bytes) -> bool:
         """Read an answer that is all here and plain; says whether it was one."""
-        whole = self._whole.read(data)
-        if whole is None:
-            return False
-        first, headers, body, size = whole
-        version, _, rest = first.partition(" ")
-        code = rest[:3]
-        if version != "HTTP/1.1" or not code.isdigit() or int(code) < 200 or "content-length" not in headers:
-            return False
-        if len(headers) > self._limits.max_headers or size > self._limits.max_head_size:
-            return False
+        recalled = self._memory.recall(data)
+        if recalled is not None:
+            familiar, body = recalled
+            status = familiar.meaning
+            headers = familiar.head.headers(str(len(body)))
+            if len(data) - len(body) > self._limits.max_head_size:
+                return False
+        else:
+            whole = self._whole.read(data)
+            if whole is None:
+                return False
+            first, headers, body, size = whole
+            version, _, rest = first.partition(" ")
+            code = rest[:3]
+            if version != "HTTP/1.1" or not code.isdigit() or int(code) < 200 or "content-length" not in headers:
+                return False
+            if len(headers) > self._limits.max_headers or size > self._limits.max_head_size:
+                return False
+            status = int(code)
+            headers = self._memory.keep(data, size, headers, status)
         self.began = self.complete = self.keep_alive = True
-        self._response = Response(int(code), headers, body, source="upstream")
+        self._response = Response(status, headers, body, source="upstream")
         self._pieces.append(body)
         return True
 
