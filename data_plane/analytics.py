@@ -47,18 +47,44 @@ def event_of(exchange: Exchange, response: Response, sent: Sent) -> bytes:
     """The serialised RequestEvent of an exchange that ended just now."""
     now = time.monotonic()
     marks, request = exchange.marks, exchange.request
-    headers = request.headers
     total = now - marks.received
-    started = int(exchange.started_at * 1_000_000)
-    route, service, consumer, credential = exchange.route, exchange.service, exchange.consumer, exchange.credential
     upstream, receive, gateway = _upstream_times(marks, now, total)
-    common = _common(
+    serialised = common_fields(exchange, response, sent) + own_fields(
+        exchange.id,
+        exchange.started_at,
+        request.target.partition("?")[0],
+        request.size + _received(exchange),
+        sent.bytes_sent,
+        total,
+        upstream,
+        receive,
+        gateway,
+    )
+    if marks.callouts or exchange.parent_id or exchange.decision is not None:
+        rare = analytics_pb2.RequestEvent()
+        if marks.callouts:
+            rare.callout_us = _us(marks.callouts)
+        if exchange.parent_id:
+            rare.parent_request_id = exchange.parent_id
+        if exchange.decision is not None:
+            rare.decision_id = exchange.decision.id
+        serialised += rare.SerializeToString()
+    for call in exchange.llm_calls:
+        serialised += _llm_call(call)
+    return serialised
+
+
+def common_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
+    """The part of an event that many exchanges share, serialised."""
+    headers = exchange.request.headers
+    route, service, consumer, credential = exchange.route, exchange.service, exchange.consumer, exchange.credential
+    return _common(
         exchange.runtime.version,
         service.id if service is not None else None,
         route.id if route is not None else None,
         consumer.id if consumer is not None else None,
         credential.id if credential is not None else None,
-        request.method,
+        exchange.request.method,
         exchange.scheme,
         (headers.get("host") or "")[: _HOST + 8],
         (headers.get("user-agent") or "")[:_USER_AGENT],
@@ -70,28 +96,34 @@ def event_of(exchange: Exchange, response: Response, sent: Sent) -> bytes:
         exchange.plugin_name,
         sent.outcome,
     )
+
+
+def own_fields(
+    request_id: str,
+    started_at: float,
+    path: str,
+    request_size: int,
+    response_size: int,
+    total: float,
+    upstream: float | None,
+    receive: float | None,
+    gateway: float,
+) -> bytes:
+    """The part of an event that is its own, serialised. Times in seconds, sizes in bytes."""
+    started = int(started_at * 1_000_000)
     own = analytics_pb2.RequestEvent(
-        request_id=bytes.fromhex(exchange.id),
+        request_id=bytes.fromhex(request_id),
         started_us=started,
         finished_us=started + _us(total),
-        path=_text(request.target.partition("?")[0], _PATH),
-        request_size=request.size + _received(exchange),
-        response_size=sent.bytes_sent,
+        path=_text(path, _PATH),
+        request_size=request_size,
+        response_size=response_size,
         total_us=_us(total),
-        upstream_us=upstream,
-        gateway_us=gateway,
-        receive_us=receive,
+        upstream_us=None if upstream is None else _us(upstream),
+        gateway_us=_us(gateway),
+        receive_us=None if receive is None else _us(receive),
     )
-    if marks.callouts:
-        own.callout_us = _us(marks.callouts)
-    if exchange.parent_id:
-        own.parent_request_id = exchange.parent_id
-    if exchange.decision is not None:
-        own.decision_id = exchange.decision.id
-    serialised: bytes = common + own.SerializeToString()
-    for call in exchange.llm_calls:
-        serialised += _llm_call(call)
-    return serialised
+    return own.SerializeToString()
 
 
 @lru_cache(maxsize=1024)
@@ -135,17 +167,13 @@ def _common(
     return event.SerializeToString()
 
 
-def _upstream_times(marks: Marks, now: float, total: float) -> tuple[int | None, int | None, int]:
-    """Microseconds upstream, receiving and in the gateway; None where no upstream was called."""
+def _upstream_times(marks: Marks, now: float, total: float) -> tuple[float | None, float | None, float]:
+    """Seconds upstream, receiving and in the gateway; None where no upstream was called."""
     if marks.first_attempt is None or marks.upstream_started is None:
-        return None, None, _us(total)
+        return None, None, total
     first_byte = marks.first_byte if marks.first_byte is not None else now
     done = marks.upstream_done if marks.upstream_done is not None else now
-    return (
-        _us(first_byte - marks.upstream_started),
-        _us(done - first_byte),
-        _us(total - (done - marks.first_attempt)),
-    )
+    return first_byte - marks.upstream_started, done - first_byte, total - (done - marks.first_attempt)
 
 
 def _llm_call(call: LlmCall) -> bytes:

@@ -246,7 +246,7 @@ class Request:
     `target` is the request target as on the wire (raw path and query). `peer` is the address of who sent it.
     """
 
-    __slots__ = ("body", "headers", "http_version", "method", "peer", "scheme", "size", "target")
+    __slots__ = ("body", "headers", "http_version", "method", "peer", "ride", "scheme", "size", "target")
 
     def __init__(
         self,
@@ -269,6 +269,8 @@ class Request:
         self.peer = peer
         self.size = size
         """Bytes of the head on the wire."""
+        self.ride: Any = None
+        """Of a request that was sent on before it was looked at: that journey (`http1.express`)."""
 
     @property
     def path(self) -> str:

@@ -16,7 +16,9 @@ from data_plane.analytics import Reporter, event_of
 from data_plane.error_bodies import error_page
 from data_plane.errors import BadRequest, GatewayError, HttpsRequired, InternalError, RouteNotFound
 from data_plane.exchange import Exchange, new_id
+from data_plane.express import line_for
 from data_plane.forwarding import TrustedPeers, forwarded_host
+from data_plane.http1.express import Ride
 from data_plane.http1.server import Sent
 from data_plane.log_record import log_record
 from data_plane.messages import Headers, Request, Response
@@ -33,10 +35,12 @@ class Pipeline:
     def __init__(self, workshop: Workshop, reporter: Reporter) -> None:
         settings = workshop.settings
         self.runtime = Runtime.empty()
+        self.epoch = 0
+        """How many runtimes came before: what was concluded in another epoch may not hold."""
         self._workshop = workshop
         self._reporter = reporter
         self._trusted = TrustedPeers(settings.trusted_ips)
-        self._shows_debug = settings.allow_debug_header
+        self.shows_debug = settings.allow_debug_header
         self._retired: set[Runtime] = set()
         self._holders: Counter[chain.Bound] = Counter()
         """How many runtimes, in force or with exchanges under way, a plugin serves in."""
@@ -47,9 +51,14 @@ class Pipeline:
 
     async def answer(self, request: Request, parent: Exchange | None = None) -> tuple[Response, Exchange]:
         """Never raises but CancelledError; whoever is cancelled here gets no `finished`."""
-        runtime = self.runtime
-        runtime.exchanges += 1
-        exchange = Exchange(request, runtime, parent=parent)
+        ride = request.ride
+        if ride is not None:
+            runtime = ride.runtime
+            exchange = _resumed(ride, request)
+        else:
+            runtime = self.runtime
+            runtime.exchanges += 1
+            exchange = Exchange(request, runtime, parent=parent)
         response = self._route(exchange, runtime)
         try:
             if response is None:
@@ -68,15 +77,14 @@ class Pipeline:
             if plan.log_slots:
                 chain.run_log_phase(plan, token, log_record(token, response, sent))
             self._reporter.report(event_of(token, response, sent))
+            if plan.is_bare and sent.outcome == "complete":
+                self._open_line(token)
         except Exception:
             log.exception("exchange %s could not be reported", token.id)
         # A stream's body knows its exchange. Without this the two would hold each other until the collector comes, and
         # it stops everything for 10 ms when many have gathered.
         token.response = None
-        runtime = token.runtime
-        runtime.exchanges -= 1
-        if not runtime.exchanges and runtime in self._retired:
-            self._close(runtime)
+        self._left(token.runtime)
 
     def refused(self, error: GatewayError, request: Request | None, peer: tuple[str, int]) -> Response:
         """What goes out before the connection is closed; counted where it is known what was asked for."""
@@ -94,11 +102,35 @@ class Pipeline:
             self.finished(exchange, response, Sent(True, body_size, "complete"))
         return response
 
+    # The express way (`express`).
+
+    def _open_line(self, exchange: Exchange) -> None:
+        """Requests like this one, which only had to be passed on, may go faster from now on."""
+        familiar = getattr(exchange.request, "familiar", None)
+        if familiar is None or familiar.line is not None or familiar.is_barred:
+            return
+        if exchange.runtime is self.runtime:
+            familiar.line = line_for(self, exchange, familiar)
+            familiar.is_barred = familiar.line is None
+
+    def exchange_of(self, ride: Ride, request: Request) -> Exchange:
+        """A ride as the exchange that it is."""
+        exchange = _resumed(ride, request)
+        self._match(exchange, ride.runtime)
+        exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
+        return exchange
+
+    def report(self, runtime: Runtime, event: bytes) -> None:
+        """A ride has ended well."""
+        self._reporter.report(event)
+        self._left(runtime)
+
     # Runtimes.
 
     def swap(self, runtime: Runtime) -> None:
         """From now on, exchanges begin on `runtime`; the old one ends with its last."""
         old, self.runtime = self.runtime, runtime
+        self.epoch += 1
         self._holders.update(runtime.plugins)
         self._retired.add(old)
         if not old.exchanges:
@@ -108,6 +140,12 @@ class Pipeline:
         """Close the runtime in force and wait until all replaced ones are."""
         self._close(self.runtime)
         await asyncio.wait(self._closing)
+
+    def _left(self, runtime: Runtime) -> None:
+        """An exchange on it is over."""
+        runtime.exchanges -= 1
+        if not runtime.exchanges and runtime in self._retired:
+            self._close(runtime)
 
     def _close(self, runtime: Runtime) -> None:
         self._retired.discard(runtime)
@@ -172,8 +210,16 @@ class Pipeline:
             headers.add("X-Kong-Request-Id", exchange.id)
             if "server" not in headers:
                 headers.add("Server", SERVER)
-        if self._shows_debug and exchange.request.headers.get("kong-debug") == "1":
+        if self.shows_debug and exchange.request.headers.get("kong-debug") == "1":
             _add_debug_headers(exchange, headers)
+
+
+def _resumed(ride: Ride, request: Request) -> Exchange:
+    exchange = Exchange(request, ride.runtime)
+    exchange.id = ride.id
+    exchange.started_at = ride.started_at
+    exchange.marks.received = ride.received
+    return exchange
 
 
 def _reduce_target(request: Request) -> None:

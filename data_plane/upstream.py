@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout
 from data_plane.exchange import Exchange
 from data_plane.forwarding import forwarded_host
-from data_plane.http1.client import Client, Origin
-from data_plane.http1.framing import arrived
+from data_plane.http1.client import Client, Origin, Pool
+from data_plane.http1.framing import arrived, request_head
 from data_plane.http1.limits import Timeouts
 from data_plane.loopback import Loopback
 from data_plane.messages import BufferedBody, Headers, Request, Response
@@ -109,21 +109,37 @@ class ServiceUpstream:
         self._origin = Origin(scheme, service.host.strip("[]"), service.port, verify=verify)
         self._host = service.host if service.port == _DEFAULT_PORTS[scheme] else f"{service.host}:{service.port}"
         self._port = str(port)
-        self._timeouts = Timeouts(
+        self.timeouts = Timeouts(
             service.connect_timeout / 1000, service.write_timeout / 1000, service.read_timeout / 1000
         )
         self._retries = service.retries
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is somebody else, not this node itself."""
+        return self._loopback is None
+
+    def pool(self) -> Pool | None:
+        """The service's connections, if there are any."""
+        return self._client.pool(self._origin)
+
+    def head_of(self, exchange: Exchange) -> bytes:
+        """The head that the service gets for an exchange whose body is all here. Raises InvalidHeader."""
+        return request_head(self._request(exchange), self._origin, exchange.request.body.length)
 
     async def send(self, exchange: Exchange) -> Response:
         """Ask the service; raises UpstreamError when it gave no answer."""
         if exchange.chat is not None and exchange.chat.dirty:
             await exchange.body_bytes()
         request = self._request(exchange)
+        if (ride := exchange.request.ride) is not None:
+            request.ride, exchange.request.ride = ride, None
+            exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
         if self._loopback is not None:
-            response = await self._loopback.send(request, exchange, self._timeouts.read)
+            response = await self._loopback.send(request, exchange, self.timeouts.read)
         else:
             try:
-                response = await self._client.send(self._origin, request, self._timeouts)
+                response = await self._client.send(self._origin, request, self.timeouts)
             except UpstreamError as error:
                 response = await self._try_again(request, exchange, error)
         exchange.upstream_status = response.status
@@ -137,7 +153,7 @@ class ServiceUpstream:
                 break
             exchange.marks.upstream_started = time.monotonic()
             try:
-                return await self._client.send(self._origin, request, self._timeouts)
+                return await self._client.send(self._origin, request, self.timeouts)
             except UpstreamError as another:
                 error = another
         raise error

@@ -94,17 +94,24 @@ class Client:
 
         Raises InvalidResponse, UpstreamTimeout, UpstreamUnavailable; InvalidHeader where the head cannot be written;
         and whatever the request's own body raises when it is read. The request's headers go out as they are, with
-        only Host (if missing) and the body's framing added.
+        only Host (if missing) and the body's framing added. One that has been sent on already (`request.ride`) is not
+        sent again.
         """
         body = request.body
         data = arrived(request)
+        ride = request.ride
+        connection: ClientConnection | None
+        if ride is not None:
+            request.ride = None
+            connection, waiter = ride.behind, ride.waiter
+        else:
+            connection, waiter = self._pool(origin).take(), None
         head = request_head(request, origin, body.length if data is None else len(data))
-        connection = self._pool(origin).take()
         while True:
             if connection is None:
                 connection = await self._connect(origin, self._pool(origin), timeouts.connect)
             try:
-                response = await connection.start(request.method, head, data, body, timeouts)
+                response = await (waiter or connection.start(request.method, head, data, body, timeouts))
                 break
             except StaleConnection as stale:
                 # The upstream may close a kept connection just as we use it. Whether it took the request then cannot
@@ -112,7 +119,7 @@ class Client:
                 # on it and died, and what is not idempotent must not be done twice. A new connection is never stale.
                 if data is None or (stale.age > _RACE and request.method not in _IDEMPOTENT):
                     raise
-                connection = None
+                connection = waiter = None
             except BaseException:
                 connection.abort()
                 raise
@@ -122,6 +129,10 @@ class Client:
             if whole is not None:
                 response.body = whole
         return response
+
+    def pool(self, origin: Origin) -> Pool | None:
+        """The connections to an origin, if there are any."""
+        return self._pools.get(origin)
 
     async def close(self) -> None:
         """Close every connection; exchanges in flight fail."""

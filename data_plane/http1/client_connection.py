@@ -1,10 +1,11 @@
 """One connection to an upstream, which carries one exchange at a time.
 
 Theory of operation. `start` writes the request and returns one future, which the first feed that completes the response
-(or its head, when the body is long or unbounded) resolves: a small answer costs one wake-up. A body that
-streams is fed to its reader from `data_received`, with no task between. As soon as the last byte is parsed the
-connection goes back to its pool, whoever still reads the body. An answer that comes before a streamed request was sent
-whole is handed over at once; the connection is then not used again.
+(or its head, when the body is long or unbounded) resolves: a small answer costs one wake-up. A body that streams is fed
+to its reader from `data_received`, with no task between. Instead of a future a ride may wait (`express`): it takes a
+small answer in the same call, or derails and becomes such a future. As soon as the last byte is parsed the connection
+goes back to its pool, whoever still reads the body. An answer that comes before a streamed request was sent whole is
+handed over at once; the connection is then not used again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout
+from data_plane.http1.express import Ride
 from data_plane.http1.framing import LAST_CHUNK, chunk
 from data_plane.http1.limits import ClientLimits, Timeouts
 from data_plane.http1.response_reader import ProtocolFault, ResponseReader
@@ -51,6 +53,8 @@ class ClientConnection(asyncio.Protocol):
         self._reader = ResponseReader(limits, self)
         self._timeouts = Timeouts()
         self._waiter: asyncio.Future[Response] | None = None
+        self._ride: Ride | None = None
+        """In place of a waiter: who rides on what is under way."""
         self._upload: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
@@ -91,6 +95,23 @@ class ClientConnection(asyncio.Protocol):
             self._started = self._watchdog.set(timeouts.read)
         return waiter
 
+    def carry(self, ride: Ride, method: str, data: bytes, timeouts: Timeouts) -> None:
+        """Send a whole request, head and body. Its answer goes to the ride; for a connection that is usable."""
+        self._ride = ride
+        self._busy = True
+        self._timeouts = timeouts
+        self._reader.expect(method)
+        self._transport.write(data)
+        if self._writable is None:
+            self._started = self._watchdog.set(timeouts.read)
+
+    def drop(self) -> None:
+        """Break off: nobody waits for the answer that is under way."""
+        self._ride = None
+        if self._busy:
+            self._busy = False
+            self.abort()
+
     def close(self) -> None:
         self._transport.close()
 
@@ -121,6 +142,18 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()  # Nobody asked: a farewell, or a stream out of step. Either way useless to us.
             return
         reader = self._reader
+        ride = self._ride
+        if ride is not None:
+            recalled = reader.recall(data)
+            if recalled is not None:
+                # First the answer: the connection may be taken again at once, and must know nothing of this ride.
+                self._ride = None
+                if ride.line.arrive(ride, *recalled):
+                    self._release()
+                    return
+                self._ride = ride
+                reader.expect(ride.familiar.meaning[0])
+            self._derail(ride)
         try:
             reader.feed(data)
         except ProtocolFault as fault:
@@ -208,6 +241,12 @@ class ClientConnection(asyncio.Protocol):
 
     # Receiving.
 
+    def _derail(self, ride: Ride) -> None:
+        """Someone must wait for this answer in the ordinary way."""
+        self._ride = None
+        waiter = self._waiter = self._loop.create_future()
+        ride.derail(waiter)
+
     def _hand_over(self) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done():
@@ -275,6 +314,8 @@ class ClientConnection(asyncio.Protocol):
     def _fail(self, error: Exception) -> None:
         if not self._busy:
             return
+        if self._ride is not None:
+            self._derail(self._ride)
         self._busy = False
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from data_plane.http1.express import Line
 from data_plane.messages import Head, Headers
 
 _MAX_SIZE = 8 * 1024
@@ -29,7 +30,19 @@ class Familiar:
     `meaning` is whatever the reader wants to be told again.
     """
 
-    __slots__ = ("_after", "_after_size", "_at", "_before", "head", "meaning", "size")
+    __slots__ = (
+        "_after",
+        "_after_size",
+        "_at",
+        "_before",
+        "has_length",
+        "head",
+        "is_barred",
+        "line",
+        "meaning",
+        "onward",
+        "size",
+    )
 
     def __init__(self, data: bytes, size: int, headers: Headers, meaning: Any) -> None:
         found = _LENGTH.search(data, 0, size)
@@ -40,8 +53,19 @@ class Familiar:
         self._after_size = size - end
         self.head = Head(headers.raw, headers.index)
         self.meaning = meaning
+        self.has_length = found is not None
         self.size = size - (end - start)
         """Bytes, less those of the number."""
+        self.line: Line | None = None
+        """Of a request's head: the express way for it, where the application knows one."""
+        self.is_barred = False
+        """The express way has been tried for it, and was no good."""
+        self.onward: Any = None
+        """Of an answer's head: how it goes on to clients, as the application noted it."""
+
+    def size_with(self, body: bytes) -> int:
+        """Bytes of the head in front of this body."""
+        return self.size + len(str(len(body))) if self.has_length else self.size
 
     def rest_of(self, data: bytes) -> bytes | None:
         """The body, if the bytes are one message with this head and a body as long as it says."""
@@ -60,30 +84,20 @@ class Familiar:
 class Memory:
     """What one connection's reader remembers: the last head, unless heads there never come twice."""
 
-    __slots__ = ("_strange", "last")
+    __slots__ = ("last", "strange")
 
     def __init__(self) -> None:
-        self._strange = 0
+        self.strange = 0
+        """Heads that were not the last one, since one was."""
         self.last: Familiar | None = None
-
-    def recall(self, data: bytes) -> tuple[Familiar, bytes] | None:
-        """The familiar head that a whole message begins with, and its body."""
-        last = self.last
-        if last is None:
-            return None
-        rest = last.rest_of(data)
-        if rest is None:
-            return None
-        self._strange = 0
-        return last, rest
 
     def keep(self, data: bytes, size: int, headers: Headers, meaning: Any) -> Headers:
         """Remember a message that was read, whole and plain; its head takes `size` bytes of `data`.
 
         Returns the headers to go on with: the list of those given may be what is remembered, and must not be changed.
         """
-        self._strange += 1
-        if size > _MAX_SIZE or (self._strange > _PATIENCE and self._strange % _RETRY):
+        self.strange += 1
+        if size > _MAX_SIZE or (self.strange > _PATIENCE and self.strange % _RETRY):
             return headers
         familiar = self.last = Familiar(data, size, headers, meaning)
         return familiar.head.headers(headers.get("content-length") or "")

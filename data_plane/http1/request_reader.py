@@ -19,7 +19,7 @@ import httptools
 
 from data_plane.errors import BadRequest, GatewayError, HeadTooLarge, PayloadTooLarge, UriTooLong
 from data_plane.http1.body import Flow, IncomingBody
-from data_plane.http1.familiar import Memory
+from data_plane.http1.familiar import Familiar, Memory
 from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ServerLimits
 from data_plane.http1.whole import WholeReader
@@ -59,8 +59,10 @@ class Refused(Exception):
 class Arrival(Request):
     """A request as it arrived, with what its answer must know."""
 
-    __slots__ = ("expects_continue", "incoming", "keep_alive")
+    __slots__ = ("expects_continue", "familiar", "incoming", "keep_alive")
 
+    familiar: Familiar | None
+    """The head it was read from, where that came before."""
     expects_continue: bool
     incoming: IncomingBody | None
     """The body, where it was not all here when the request was; `body` may have been replaced since."""
@@ -158,33 +160,50 @@ class RequestReader:
         elif self.body is not None and self._chunked:
             self._count_overhead(self.body, len(data))
 
+    @property
+    def familiar(self) -> Familiar | None:
+        """The head that the next bytes may be compared with: only the first of a request may."""
+        return self._memory.last if self._is_between and not self._last else None
+
+    def arrival_of(self, familiar: Familiar, body: bytes) -> Arrival:
+        """The request with a head that came before and this body."""
+        method, target = familiar.meaning
+        headers = familiar.head.headers(str(len(body)))
+        arrival = Arrival(method, target, headers, BufferedBody(body), peer=self._peer, size=familiar.size_with(body))
+        arrival.familiar = familiar
+        arrival.incoming = None
+        arrival.expects_continue = False
+        arrival.keep_alive = True
+        return arrival
+
     def _read_whole(self, data: bytes) -> bool:
         """Read a request that is whole, and like the one before or at least for its host; says whether it was one."""
         limits = self._limits
-        recalled = self._memory.recall(data)
-        if recalled is not None:
-            familiar, body = recalled
-            method, target = familiar.meaning
-            headers = familiar.head.headers(str(len(body)))
-            size = len(data) - len(body)
-        else:
-            whole = self._whole.read(data)
-            if whole is None:
+        familiar = self._memory.last
+        body = familiar.rest_of(data) if familiar is not None else None
+        if familiar is not None and body is not None and len(data) - len(body) <= limits.max_head_size:
+            if limits.max_body_size and len(body) > limits.max_body_size:
                 return False
-            first, headers, body, size = whole
-            method, _, rest = first.partition(" ")
-            target, _, version = rest.partition(" ")
-            if version != "HTTP/1.1" or method not in _METHOD_NAMES or target[:1] != "/" or "#" in target:
-                return False
-            if headers.get("host") != self._host or not self._host:
-                return False
-            if len(target) > limits.max_target_size or len(headers.raw) > limits.max_headers:
-                return False
-            headers = self._memory.keep(data, size, headers, (method, target))
-        if size > limits.max_head_size or (limits.max_body_size and len(body) > limits.max_body_size):
+            self._memory.strange = 0
+            self._arrived(self.arrival_of(familiar, body))
+            return True
+        whole = self._whole.read(data)
+        if whole is None:
             return False
+        first, headers, body, size = whole
+        method, _, rest = first.partition(" ")
+        target, _, version = rest.partition(" ")
+        if version != "HTTP/1.1" or method not in _METHOD_NAMES or target[:1] != "/" or "#" in target:
+            return False
+        if headers.get("host") != self._host or not self._host:
+            return False
+        if len(target) > limits.max_target_size or size > limits.max_head_size or len(headers.raw) > limits.max_headers:
+            return False
+        if limits.max_body_size and len(body) > limits.max_body_size:
+            return False
+        headers = self._memory.keep(data, size, headers, (method, target))
         arrival = Arrival(method, target, headers, BufferedBody(body), peer=self._peer, size=size)
-        arrival.incoming = None
+        arrival.familiar = arrival.incoming = None
         arrival.expects_continue = False
         arrival.keep_alive = True
         self._arrived(arrival)
@@ -315,7 +334,7 @@ class RequestReader:
             peer=self._peer,
             size=size,
         )
-        arrival.incoming = None
+        arrival.familiar = arrival.incoming = None
         arrival.expects_continue = False
         arrival.keep_alive = parser.should_keep_alive()
         self._last = not arrival.keep_alive

@@ -8,7 +8,7 @@ from __future__ import annotations
 import httptools
 
 from data_plane.http1.body import Flow, IncomingBody
-from data_plane.http1.familiar import Memory
+from data_plane.http1.familiar import Familiar, Memory
 from data_plane.http1.framing import decode_field, is_chunked, is_excessive, size_of
 from data_plane.http1.limits import ClientLimits
 from data_plane.http1.whole import WholeReader
@@ -111,30 +111,40 @@ class ResponseReader:
             if self._unfinished_size > self._limits.max_head_size:
                 raise ProtocolFault("the head is too large")
 
+    def recall(self, data: bytes) -> tuple[Familiar, bytes] | None:
+        """A whole answer with a head that came before, and its body: then it is complete. Else nothing was read."""
+        familiar = self._memory.last
+        if familiar is None or self.began or self.complete or self._head_only:
+            return None
+        body = familiar.rest_of(data)
+        if body is None or len(data) - len(body) > self._limits.max_head_size:
+            return None
+        self._memory.strange = 0
+        self.began = self.complete = self.keep_alive = True
+        return familiar, body
+
     def _read_whole(self, data: bytes) -> bool:
         """Read an answer that is all here and plain; says whether it was one."""
-        recalled = self._memory.recall(data)
+        recalled = self.recall(data)
         if recalled is not None:
             familiar, body = recalled
-            status = familiar.meaning
             headers = familiar.head.headers(str(len(body)))
-            if len(data) - len(body) > self._limits.max_head_size:
-                return False
-        else:
-            whole = self._whole.read(data)
-            if whole is None:
-                return False
-            first, headers, body, size = whole
-            version, _, rest = first.partition(" ")
-            code = rest[:3]
-            if version != "HTTP/1.1" or not code.isdigit() or int(code) < 200 or "content-length" not in headers:
-                return False
-            if len(headers) > self._limits.max_headers or size > self._limits.max_head_size:
-                return False
-            status = int(code)
-            headers = self._memory.keep(data, size, headers, status)
+            self._response = Response(familiar.meaning, headers, body, source="upstream")
+            self._pieces.append(body)
+            return True
+        whole = self._whole.read(data)
+        if whole is None:
+            return False
+        first, headers, body, size = whole
+        version, _, rest = first.partition(" ")
+        code = rest[:3]
+        if version != "HTTP/1.1" or not code.isdigit() or int(code) < 200 or "content-length" not in headers:
+            return False
+        if len(headers) > self._limits.max_headers or size > self._limits.max_head_size:
+            return False
+        headers = self._memory.keep(data, size, headers, int(code))
         self.began = self.complete = self.keep_alive = True
-        self._response = Response(status, headers, body, source="upstream")
+        self._response = Response(int(code), headers, body, source="upstream")
         self._pieces.append(body)
         return True
 

@@ -19,6 +19,7 @@ from collections import deque
 from typing import Any, Protocol, cast
 
 from data_plane.errors import ClientDisconnected, GatewayError, InternalError, RequestTimeout
+from data_plane.http1.express import MAX_BODY, Ride
 from data_plane.http1.framing import CONTINUE, NO_BODY, InvalidHeader, response_head
 from data_plane.http1.limits import ServerLimits
 from data_plane.http1.request_reader import Arrival, Refused, RequestReader
@@ -48,6 +49,7 @@ class ServerConnection(asyncio.Protocol):
     def __init__(self, application: Application, limits: ServerLimits, siblings: set[ServerConnection]) -> None:
         self._application = application
         self._limits = limits
+        self._max_express_body = min(MAX_BODY, limits.max_body_size or MAX_BODY)
         self._siblings = siblings
         self._loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(self._loop, self._expired)
@@ -56,12 +58,14 @@ class ServerConnection(asyncio.Protocol):
         self._idle: asyncio.Future[None] | None = None
         """What the task waits on when there is nothing to answer."""
         self._current: Arrival | None = None
+        self._ride: Ride | None = None
+        """A request that takes the express way; the task rests meanwhile, and what comes behind it waits."""
         self._gone: asyncio.Future[None] | None = None
         self._held_by_body = False
         self._reading = True
         self._unread = False
         """The client may still be sending what we shall not read."""
-        self._draining = False
+        self.is_draining = False
         self._lingering = False
         self._eof = False
         self._lost = False
@@ -69,14 +73,14 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self._task is not None and self._idle is None
+        return self._task is not None and (self._idle is None or self._ride is not None)
 
     # What the server calls.
 
     def drain(self, grace: float) -> None:
         """Close once nothing is being answered. A client that has a request on its way just now still gets its answer,
         and is told there that it was the last one: an idle connection stays open for `grace` seconds."""
-        self._draining = True
+        self.is_draining = True
         if self._is_answering or self._reader.in_head:
             return
         if grace > 0:
@@ -109,14 +113,16 @@ class ServerConnection(asyncio.Protocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = transport.get_extra_info("peername")
-        self._peer: tuple[str, int] = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
-        self._reader = RequestReader(self._limits, self, self._enqueue, self._peer)
+        self.peer: tuple[str, int] = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
+        self._reader = RequestReader(self._limits, self, self._enqueue, self.peer)
         self._watchdog.set(self._limits.head_timeout)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
         reader = self._reader
+        if self._idle is not None and self._takes_express(data):
+            return
         was_in_head = reader.in_head
         try:
             reader.feed(data)
@@ -156,6 +162,38 @@ class ServerConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writer.unblock()
         self._await_client()
+
+    # The express way (`express.Platform`).
+
+    def _takes_express(self, data: bytes) -> bool:
+        familiar = self._reader.familiar
+        if familiar is None or familiar.line is None or self._ride is not None or self._queue:
+            return False
+        if self.is_draining or self._writer.blocked is not None:
+            return False
+        body = familiar.rest_of(data)
+        if body is None or len(body) > self._max_express_body:
+            return False
+        ride = self._ride = familiar.line.board(self, familiar, body)
+        return ride is not None
+
+    def deliver(self, data: bytes) -> None:
+        self._ride = None
+        self._transport.write(data)
+        if self._queue or self._eof:
+            self._wake()
+        elif self._writer.blocked is None:
+            limits = self._limits
+            self._watchdog.set(limits.head_timeout if self._reader.in_head else limits.keepalive_timeout)
+
+    def derail(self, ride: Ride) -> None:
+        arrival = self.request_of(ride)
+        arrival.ride = ride
+        self._queue.appendleft(arrival)
+        self._wake()
+
+    def request_of(self, ride: Ride) -> Arrival:
+        return self._reader.arrival_of(ride.familiar, ride.body)
 
     # What bodies call (`body.Flow`).
 
@@ -219,6 +257,9 @@ class ServerConnection(asyncio.Protocol):
 
     def _cancel(self) -> None:
         self._queue.clear()
+        ride, self._ride = self._ride, None
+        if ride is not None:
+            ride.line.abandon(ride, "gateway_abort" if self._given_up else "client_closed")
         if self._task is not None:
             self._task.cancel()
 
@@ -226,17 +267,20 @@ class ServerConnection(asyncio.Protocol):
 
     def _enqueue(self, entry: Arrival | Refused) -> None:
         self._queue.append(entry)
-        idle = self._idle
-        if idle is not None:
-            self._idle = None
-            self._watchdog.clear()
-            if not idle.done():
-                idle.set_result(None)
+        if self._idle is not None and self._ride is None:
+            self._wake()
         elif self._task is None:
             self._watchdog.clear()
             self._task = self._loop.create_task(self._serve(), name="http1 answers")
         elif len(self._queue) >= self._limits.max_pipeline:
             self._regulate()
+
+    def _wake(self) -> None:
+        """Let the task look what there is to do."""
+        idle, self._idle = self._idle, None
+        self._watchdog.clear()
+        if idle is not None and not idle.done():
+            idle.set_result(None)
 
     async def _serve(self) -> None:
         """Answer requests in order for as long as the connection lives."""
@@ -252,7 +296,7 @@ class ServerConnection(asyncio.Protocol):
                         return self._part()
                     if not await self._answer(entry):
                         return self._part()
-                if self._eof or (self._draining and not self._reader.in_head):
+                if self._eof or (self.is_draining and not self._reader.in_head):
                     return self._transport.close()
                 idle = self._rest()
                 await idle
@@ -272,6 +316,7 @@ class ServerConnection(asyncio.Protocol):
     async def _answer(self, arrival: Arrival) -> bool:
         """Answer one request; says whether the connection may live on."""
         self._current = arrival
+        self._ride = None
         try:
             response, token = await self._application.answer(arrival)
         except Exception:
@@ -292,7 +337,7 @@ class ServerConnection(asyncio.Protocol):
 
     async def _send(self, response: Response, arrival: Arrival, sent: Sent) -> bool:
         body, incoming = response.body, arrival.incoming
-        keep_alive = arrival.keep_alive and not self._draining
+        keep_alive = arrival.keep_alive and not self.is_draining
         if incoming is not None and isinstance(body, bytes) and not incoming.is_complete:
             keep_alive = False  # An answer before the request's end: the rest is not worth reading.
         try:
@@ -322,7 +367,7 @@ class ServerConnection(asyncio.Protocol):
 
     async def _refuse(self, error: GatewayError, request: Request | None) -> int:
         """Send an answer that ends the connection; returns its size."""
-        response = self._application.refused(error, request, self._peer)
+        response = self._application.refused(error, request, self.peer)
         head = response_head(response, "GET" if request is None else request.method, False, False)
         body = response.body if head.framing != NO_BODY and isinstance(response.body, bytes) else b""
         size = self._writer.write_whole(head.data, body)
