@@ -29,6 +29,7 @@ from data_plane.messages import Response
 log = logging.getLogger(__name__)
 
 Log = Callable[[Exchange, dict[str, Any]], None]
+Prelude = Callable[[Exchange], bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +41,7 @@ class Bound:
     priority: int
     handler: Handler
     log: Log | None = None
+    prelude: Prelude | None = None
     service_id: str = ""
     route_id: str = ""
     consumer_id: str = ""
@@ -135,17 +137,26 @@ class _Step:
         self._next = following
 
     async def __call__(self, exchange: Exchange) -> Response:
-        bound = self._slot.choose(exchange)
-        if bound is None:
-            return await self._next(exchange)
-        exchange.plugins.append(bound)
+        """Plugins that only have a prelude are run in a row: a coroutine for each would cost more than most of them."""
+        step: _Step = self
+        innermost = ""
         try:
-            return await bound.handler.handle(exchange, self._next)
+            while True:
+                bound = step._slot.choose(exchange)
+                following = step._next
+                if bound is not None:
+                    exchange.plugins.append(bound)
+                    innermost = bound.name
+                    if bound.prelude is None or not bound.prelude(exchange):
+                        return await bound.handler.handle(exchange, following)
+                if type(following) is not _Step:
+                    return await following(exchange)
+                step = following
         except (UpstreamError, NoService):
             raise
         except Exception:
             # The innermost plugin that the error passes is the one that failed.
-            exchange.plugin_name = exchange.plugin_name or bound.name
+            exchange.plugin_name = exchange.plugin_name or innermost
             raise
 
 

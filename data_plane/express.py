@@ -14,17 +14,16 @@ from data_plane.analytics import common_fields, own_fields
 from data_plane.exchange import Exchange, new_id
 from data_plane.http1.express import MAX_BODY, Platform, Ride
 from data_plane.http1.familiar import Familiar
-from data_plane.http1.framing import response_head
+from data_plane.http1.framing import METHODS_WITH_BODY, response_head
 from data_plane.http1.response_writer import Outcome, Sent
 from data_plane.messages import Headers, Response
-from data_plane.upstream import ServiceUpstream, proxied
+from data_plane.upstream import ServiceUpstream, Template, proxied
 
 if TYPE_CHECKING:
     from data_plane.pipeline import Pipeline
 
 _STRIKES: Final = 4
 """Derailments in a row after which a line is closed: this service's answers are not made for it."""
-_METHODS_WITH_LENGTH: Final = frozenset({"POST", "PUT", "PATCH"})
 _UPSTREAM_LATENCY: Final = b"X-Kong-Upstream-Latency: "
 
 
@@ -36,18 +35,15 @@ class ServiceLine:
         pipeline: Pipeline,
         model: Exchange,
         service: ServiceUpstream,
-        before: bytes,
-        after: bytes,
-        has_length: bool,
+        template: Template,
     ) -> None:
-        """`before` and `after`: the service's head around the request id; where it tells a length, as far as that."""
         self._pipeline = pipeline
         self._epoch = pipeline.epoch
         self._service = service
         self._pool = service.pool()
-        self._before = before
-        self._after = after
-        self._has_length = has_length
+        self._before = template.before
+        self._after = template.after
+        self._has_length = template.has_length
         self._method = model.request.method
         self._path = model.request.path
         self._common: dict[int, bytes] = {}
@@ -74,7 +70,7 @@ class ServiceLine:
         if self._has_length:
             data = b"%b%b%b%d\r\n\r\n%b" % (self._before, ride.id.encode(), self._after, len(body), body)
         else:
-            data = b"%b%b%b" % (self._before, ride.id.encode(), self._after)
+            data = b"%b%b%b%b" % (self._before, ride.id.encode(), self._after, body)
         ride.sent_at = time.monotonic()
         behind.carry(ride, self._method, data, self._service.timeouts)
         return ride
@@ -145,18 +141,12 @@ def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Serv
     service = plan.upstream
     if not isinstance(service, ServiceUpstream) or not service.is_remote or request.headers.origin is None:
         return None
-    if request.method == "HEAD" or (familiar.has_length and request.method not in _METHODS_WITH_LENGTH):
+    if request.method == "HEAD" or (familiar.has_length and request.method not in METHODS_WITH_BODY):
         return None
     if pipeline.shows_debug and "kong-debug" in request.headers:
         return None
-    head = service.head_of(exchange)
-    before, found, after = head.partition(exchange.id.encode())
-    ending = b"%d\r\n\r\n" % (request.body.length or 0) if familiar.has_length else b"\r\n\r\n"
-    if not found or exchange.id.encode() in after or not after.endswith(ending):
-        return None
-    if familiar.has_length:
-        after = after[: -len(ending)]
-    return ServiceLine(pipeline, exchange, service, before, after, familiar.has_length)
+    template = service.template(exchange, request.headers.origin)
+    return None if template is None else ServiceLine(pipeline, exchange, service, template)
 
 
 def _onward(familiar: Familiar) -> tuple[bytes, bytes] | tuple[()]:

@@ -290,6 +290,7 @@ class _Builder:
             priority=config_class.priority,
             handler=handler,
             log=getattr(handler, "log", None),
+            prelude=getattr(handler, "prelude", None),
             service_id=_id(plugin.service),
             route_id=_id(plugin.route),
             consumer_id=_id(plugin.consumer),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,10 +18,10 @@ from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout
 from data_plane.exchange import Exchange
 from data_plane.forwarding import forwarded_host
 from data_plane.http1.client import Client, Origin, Pool
-from data_plane.http1.framing import arrived, request_head
+from data_plane.http1.framing import METHODS_WITH_BODY, arrived, request_head
 from data_plane.http1.limits import Timeouts
 from data_plane.loopback import Loopback
-from data_plane.messages import BufferedBody, Headers, Request, Response
+from data_plane.messages import BufferedBody, Head, Headers, Request, Response
 from data_plane.paths import escape
 from data_plane.settings import VERSION
 from gateway_schema import defaults
@@ -97,6 +98,20 @@ _RESPONSE: Final = _Actions(
 )
 
 
+@dataclass(slots=True, frozen=True)
+class Template:
+    """A service's head around what differs between exchanges: the request id, then, at the end, the body's length."""
+
+    before: bytes
+    after: bytes
+    has_length: bool
+
+    def fill(self, name: str, length: int) -> bytes:
+        if self.has_length:
+            return b"%b%b%b%d\r\n\r\n" % (self.before, name.encode(), self.after, length)
+        return b"%b%b%b" % (self.before, name.encode(), self.after)
+
+
 class ServiceUpstream:
     """A service behind the gateway, as `exchange.upstream`."""
 
@@ -123,37 +138,76 @@ class ServiceUpstream:
         """The service's connections, if there are any."""
         return self._client.pool(self._origin)
 
-    def head_of(self, exchange: Exchange) -> bytes:
-        """The head that the service gets for an exchange whose body is all here. Raises InvalidHeader."""
-        return request_head(self._request(exchange), self._origin, exchange.request.body.length)
+    def template(self, exchange: Exchange, head: Head) -> Template | None:
+        """The service's head for an exchange, around its id; None where it cannot be told from one exchange.
+
+        It is noted on `head`, the head that the exchange's request has. Raises InvalidHeader.
+        """
+        request = exchange.request
+        key = (exchange.match, request.method, request.target, request.peer[0], exchange.scheme, exchange.client_ip)
+        noted: tuple[object, Template | None] | None = head.notes.get(self)
+        if noted is None or noted[0] != key:
+            noted = (key, self._template(exchange))
+            head.note(self, noted)
+        return noted[1]
+
+    def _template(self, exchange: Exchange) -> Template | None:
+        """Made of the head that the ordinary way makes, which has a body of no bytes for this."""
+        if exchange.request.method not in METHODS_WITH_BODY and exchange.request.body.length:
+            return None
+        name = exchange.id.encode()
+        before, found, after = request_head(self._request(exchange), self._origin, 0).partition(name)
+        if not found or name in after:
+            return None
+        ending = b"\r\nContent-Length: 0\r\n\r\n"
+        has_length = after.endswith(ending)
+        return Template(before, after[: -len(b"0\r\n\r\n")] if has_length else after, has_length)
 
     async def send(self, exchange: Exchange) -> Response:
         """Ask the service; raises UpstreamError when it gave no answer."""
         if exchange.chat is not None and exchange.chat.dirty:
             await exchange.body_bytes()
-        request = self._request(exchange)
-        if (ride := exchange.request.ride) is not None:
-            request.ride, exchange.request.ride = ride, None
-            exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
         if self._loopback is not None:
-            response = await self._loopback.send(request, exchange, self.timeouts.read)
+            response = await self._loopback.send(self._request(exchange), exchange, self.timeouts.read)
         else:
-            try:
-                response = await self._client.send(self._origin, request, self.timeouts)
-            except UpstreamError as error:
-                response = await self._try_again(request, exchange, error)
+            response = await self._send(exchange)
         exchange.upstream_status = response.status
         response.source = "upstream"
-        response.headers = Headers.adopt(proxied(response.headers.raw))
+        response.headers = _proxied(response.headers)
         return response
 
-    async def _try_again(self, request: Request, exchange: Exchange, error: UpstreamError) -> Response:
+    async def _send(self, exchange: Exchange) -> Response:
+        request, head = exchange.request, self._familiar_head(exchange)
+        if (ride := request.ride) is not None:
+            exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
+        if head is None:
+            request = self._request(exchange)
+            request.ride, exchange.request.ride = ride, None
+        try:
+            return await self._client.send(self._origin, request, self.timeouts, head)
+        except UpstreamError as error:
+            return await self._try_again(request, head, exchange, error)
+
+    def _familiar_head(self, exchange: Exchange) -> bytes | None:
+        """The head for the service, where one like it was made before and the body is all here."""
+        request = exchange.request
+        head = request.headers.origin
+        if head is None or type(request.body) is not BufferedBody:
+            return None
+        template, length = self.template(exchange, head), len(request.body.data)
+        if template is None or (length and not template.has_length):
+            return None
+        return template.fill(exchange.id, length)
+
+    async def _try_again(
+        self, request: Request, head: bytes | None, exchange: Exchange, error: UpstreamError
+    ) -> Response:
         for _ in range(self._retries):
             if not _may_repeat(request, error):
                 break
             exchange.marks.upstream_started = time.monotonic()
             try:
-                return await self._client.send(self._origin, request, self.timeouts)
+                return await self._client.send(self._origin, request, self.timeouts, head)
             except UpstreamError as another:
                 error = another
         raise error
@@ -219,6 +273,18 @@ class ServiceUpstream:
         if prefix := claims.get("x-forwarded-prefix") or (escape(prefix) if prefix else ""):
             kept.append(("X-Forwarded-Prefix", prefix))
         return kept
+
+
+def _proxied(headers: Headers) -> Headers:
+    """An upstream's response headers as they go on; for a head that came before, as it went on then."""
+    head = headers.origin
+    if head is None:
+        return Headers.adopt(proxied(headers.raw))
+    onward: Head | None = head.notes.get(proxied)
+    if onward is None:
+        onward = Head(proxied(head.fields))
+        head.note(proxied, onward)
+    return onward.headers(headers.get("content-length") or "")
 
 
 def proxied(raw: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

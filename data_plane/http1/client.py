@@ -89,13 +89,13 @@ class Client:
         self._pools: dict[Origin, Pool] = {}
         self._is_closed = False
 
-    async def send(self, origin: Origin, request: Request, timeouts: Timeouts) -> Response:
+    async def send(self, origin: Origin, request: Request, timeouts: Timeouts, head: bytes | None = None) -> Response:
         """Send a request and receive its response, whose body may still be streaming: `close` it.
 
         Raises InvalidResponse, UpstreamTimeout, UpstreamUnavailable; InvalidHeader where the head cannot be written;
         and whatever the request's own body raises when it is read. The request's headers go out as they are, with
         only Host (if missing) and the body's framing added. One that has been sent on already (`request.ride`) is not
-        sent again.
+        sent again. `head` is its head in wire form, where the caller has made it already.
         """
         body = request.body
         data = arrived(request)
@@ -106,7 +106,8 @@ class Client:
             connection, waiter = ride.behind, ride.waiter
         else:
             connection, waiter = self._pool(origin).take(), None
-        head = request_head(request, origin, body.length if data is None else len(data))
+        if head is None:
+            head = request_head(request, origin, body.length if data is None else len(data))
         while True:
             if connection is None:
                 connection = await self._connect(origin, self._pool(origin), timeouts.connect)

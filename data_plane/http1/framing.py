@@ -38,7 +38,10 @@ _FREE_OVERHEAD = 64 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _TARGET = re.compile(r"[!-~\x80-\xff]+").fullmatch
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
-_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+"""Those whose requests tell a length even when it is 0."""
+_WIRE = object()
+"""Names the note on a request's head that has its wire form, up to the body's length."""
 
 
 class InvalidHeader(ValueError):
@@ -138,8 +141,20 @@ def response_head(response: Response, method: str, http_1_0: bool, keep_alive: b
 
 def request_head(request: Request, origin: Addressed, length: int | None) -> bytes:
     """Serialise a head whose body has `length` bytes (None: chunked). Adds Host and framing only. InvalidHeader."""
+    head = request.headers.origin
+    if head is None or length is None or request.method not in METHODS_WITH_BODY:
+        return _request_head(request, origin, length)
+    key = (request.method, request.target, origin)
+    noted = head.notes.get(_WIRE)
+    if noted is None or noted[0] != key:
+        noted = (key, _request_head(request, origin, 0)[: -len(b"0\r\n\r\n")])
+        head.note(_WIRE, noted)
+    return b"%b%d\r\n\r\n" % (noted[1], length)
+
+
+def _request_head(request: Request, origin: Addressed, length: int | None) -> bytes:
     method, target = request.method, request.target
-    if method not in _METHODS_WITH_BODY and _TOKEN(method) is None:
+    if method not in METHODS_WITH_BODY and _TOKEN(method) is None:
         raise InvalidHeader("invalid request method")
     if _TARGET(target) is None:
         raise InvalidHeader("invalid request target")
@@ -159,7 +174,7 @@ def request_head(request: Request, origin: Addressed, length: int | None) -> byt
         lines.insert(1, f"Host: {origin.authority}\r\n")
     if length is None:
         lines.append("Transfer-Encoding: chunked\r\n")
-    elif length or method in _METHODS_WITH_BODY:
+    elif length or method in METHODS_WITH_BODY:
         lines.append(f"Content-Length: {length}\r\n")
     return _encode(lines)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_plane import chain
 from data_plane.chain import Bound, OrderingError, Plan, make_slots
@@ -53,7 +55,8 @@ class Upstream:
 def bound(name: str, priority: int = 0, handler: Handler | None = None, **fields: Any) -> Bound:
     handler = handler or Recorder(name, [])
     fields.setdefault("id", name)
-    return Bound(name=name, priority=priority, handler=handler, log=getattr(handler, "log", None), **fields)
+    phases = {phase: getattr(handler, phase, None) for phase in ("log", "prelude")}
+    return Bound(name=name, priority=priority, handler=handler, **phases, **fields)
 
 
 def order(*plugins: Bound) -> list[str]:
@@ -251,3 +254,56 @@ class TestWalk:
         response = await chain.run(Plan(make_slots([bound("a", 1)]), None), exchange())
         assert response.status == 503
         assert b"no Service found with those values" in response.body  # type: ignore[operator]
+
+
+class Before(Recorder):
+    """A plugin that only does something before it proceeds; `acts` says what: nothing, `refuse`, `break`, `wait`."""
+
+    def __init__(self, name: str, trace: list[str], acts: str) -> None:
+        super().__init__(name, trace)
+        self._acts = acts
+
+    async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
+        self._act()
+        return await proceed(exchange)
+
+    def _act(self) -> None:
+        self.trace.append(f"+{self.name}")
+        if self._acts == "refuse":
+            raise Forbidden("no")
+        if self._acts == "break":
+            raise ValueError("broken")
+
+
+class Ahead(Before):
+    """The same with a prelude."""
+
+    def prelude(self, exchange: Exchange) -> bool:
+        if self._acts == "wait":
+            return False
+        self._act()
+        return True
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["", "", "wait", "refuse", "break"])), max_size=6), st.booleans()
+)
+async def test_a_prelude_does_what_handle_would_have_done(kinds: list[tuple[bool, str]], upstream_fails: bool) -> None:
+    found = []
+    for kind in (Before, Ahead):
+        trace: list[str] = []
+        plugins = [
+            bound(f"p{n}", -n, kind(f"p{n}", trace, acts) if only_before else Recorder(f"p{n}", trace))
+            for n, (only_before, acts) in enumerate(kinds)
+        ]
+        subject = exchange()
+        subject.upstream = Failing() if upstream_fails else Upstream()
+        response = await chain.run(Plan(make_slots(plugins), subject.upstream), subject)
+        chosen = [one.name for one in subject.plugins]
+        found.append((trace, chosen, response.status, response.source, subject.plugin_name, subject.error_kind))
+    assert found[0] == found[1]
+
+
+class Failing:
+    async def send(self, exchange: Exchange) -> Response:
+        raise Forbidden("the upstream's own refusal")

@@ -8,10 +8,11 @@ import pytest
 from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from data_plane.exchange import Exchange
 from data_plane.http1.client import Origin, Timeouts
+from data_plane.http1.framing import request_head
 from data_plane.loopback import Loopback
-from data_plane.messages import BufferedBody, Headers, Request, Response
+from data_plane.messages import BufferedBody, Head, Headers, Request, Response
 from data_plane.router import Match
-from data_plane.upstream import Sender, ServiceUpstream
+from data_plane.upstream import Sender, ServiceUpstream, proxied
 from gateway_schema.entities import Route, Service
 from gateway_schema.violations import parse
 from tests.data_plane.builders import entity_id
@@ -23,9 +24,11 @@ class Network:
     def __init__(self, *script: Response | Exception) -> None:
         self.script = list(script)
         self.sent: list[tuple[Origin, Request, Timeouts]] = []
+        self.heads: list[bytes | None] = []
 
-    async def send(self, origin: Origin, request: Request, timeouts: Timeouts) -> Response:
+    async def send(self, origin: Origin, request: Request, timeouts: Timeouts, head: bytes | None = None) -> Response:
         self.sent.append((origin, request, timeouts))
+        self.heads.append(head)
         act = self.script.pop(0) if self.script else Response(200, source="upstream")
         if isinstance(act, Exception):
             raise act
@@ -282,3 +285,39 @@ class TestFetch:
         response = await self.sender(network).fetch("GET", "http://x/", {}, b"", parent=arrived(), timeout=0.05)
         with pytest.raises(UpstreamTimeout):
             await response.read()
+
+
+class TestHeadsThatComeAgain:
+    """What is noted on a request's head is what would be made anew."""
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PATCH"])
+    async def test_the_head_for_the_service_is_the_one_that_is_made_without_notes(self, method: str) -> None:
+        network = Network()
+        service = upstream(network)
+        head = Head([("Host", "a.test"), ("Content-Length", "3"), ("Via", "1.0 a"), ("X-Forwarded-For", "1.2.3.4")])
+        for body in (b"", b"abc", b"0123456789abc", b""):
+            exchanges = [arrived(method=method), arrived(method=method)]
+            for exchange in exchanges:
+                exchange.id = exchanges[0].id
+                exchange.request.headers = head.headers(str(len(body)))
+                exchange.request.body = BufferedBody(body)
+                exchange.match = exchanges[0].match
+            exchanges[1].request.headers = Headers(exchanges[1].request.headers.raw)
+            for exchange in exchanges:
+                await service.send(exchange)
+            noted, fresh = (
+                given or request_head(request, origin, len(body))
+                for (origin, request, _), given in zip(network.sent[-2:], network.heads[-2:], strict=True)
+            )
+            assert noted == fresh
+        assert any(network.heads)
+
+    async def test_an_answers_headers_go_on_as_they_would_without_notes(self) -> None:
+        head = Head([("Server", "x"), ("Content-Length", "2"), ("Connection", "keep-alive"), ("Via", "1.1 b")])
+        network = Network(*(Response(200, head.headers(length), b"") for length in ("2", "33", "2")))
+        service = upstream(network)
+        for length in ("2", "33", "2"):
+            response = await service.send(arrived())
+            assert response.headers.raw == proxied(head.headers(length).raw)
+            response.headers.add("X-More", "1")
+            assert response.headers.get("content-length") == length
