@@ -104,15 +104,15 @@ class Plan:
     `bounds`: the plugins that the slots were made of.
     """
 
-    __slots__ = ("bounds", "first", "is_bare", "log_slots", "slots", "upstream")
+    __slots__ = ("bounds", "first", "is_prompt", "log_slots", "slots", "upstream")
 
     def __init__(self, slots: Sequence[Slot], upstream: Upstream | None, bounds: Sequence[Bound] = ()) -> None:
         self.bounds = tuple(bounds)
         self.slots = tuple(slots)
         self.upstream = upstream
         self.log_slots = _log_slots(slots)
-        self.is_bare = not slots and upstream is not None
-        """Whether requests are only passed on."""
+        self.is_prompt = all(bound.prelude is not None for slot in slots for bound in slot.candidates)
+        """Whether no plugin has more than a prelude."""
         first: Proceeding = _proceed_upstream
         for slot in reversed(self.slots):
             first = _Step(slot, first)

@@ -17,6 +17,8 @@ from data_plane.messages import Body, BufferedBody, Request, Response
 if TYPE_CHECKING:
     from data_plane.ai.decision import Decision
     from data_plane.chain import Bound, Plan
+    from data_plane.http1.client_connection import ClientConnection
+    from data_plane.http1.limits import Timeouts
     from data_plane.router import Match
     from gateway_schema.entities import Consumer, KeyAuthCredential, Route, Service
 
@@ -28,6 +30,23 @@ class Upstream(Protocol):
     """Whatever can answer a request: a service, a group of models, a test double."""
 
     async def send(self, exchange: Exchange) -> Response: ...
+
+
+Departure = tuple["ClientConnection", str, bytes, "Timeouts"]
+"""A request about to be sent: on which connection, its method, its head and body in wire form, and how long to wait."""
+
+
+class QuickUpstream(Upstream, Protocol):
+    """An upstream that can be asked without waiting, where nothing unusual happens (`express`)."""
+
+    def depart(self, exchange: Exchange) -> Departure | None:
+        """What to send. None, or an error, when `send` must see to it; neither may have consequences."""
+
+    def land(self, exchange: Exchange, response: Response) -> Response | None:
+        """The answer that a whole response makes. None, or an error, when `send` must see to it; as above."""
+
+    def forsake(self, exchange: Exchange) -> None:
+        """The client left before the response came."""
 
 
 @dataclass(slots=True)

@@ -1,20 +1,24 @@
-"""The express way of plain proxying: requests to a route without plugins, with a head that came before.
+"""The express way: requests with a head that came before, on routes whose plugins need not wait for anything.
 
 What such a request needs is worked out once, from what the ordinary way did with one like it, and by the same
-functions: the service's head around the request id, the client's head around what differs from answer to answer, the
-analytics event around its measures. `http1.express` tells how a request rides, and what happens when it cannot.
+functions. Where there are no plugins and a service behind (`ServiceLine`), that is nearly all: the service's head
+around the request id, the client's head around what differs from answer to answer, the analytics event around its
+measures. Where there are plugins (`ChainLine`), each exchange is a full one; only waiting and resuming is saved.
+
+`http1.express` tells how a request rides, and what happens when it cannot: it goes the ordinary way from its beginning.
+So nothing here may have consequences outside of its exchange before the answer is delivered.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from data_plane.analytics import common_fields, own_fields
-from data_plane.exchange import Exchange, new_id
-from data_plane.http1.express import MAX_BODY, Platform, Ride
+from data_plane.exchange import Departure, Exchange, QuickUpstream, new_id
+from data_plane.http1.express import MAX_BODY, Line, Platform, Ride
 from data_plane.http1.familiar import Familiar
-from data_plane.http1.framing import METHODS_WITH_BODY, response_head
+from data_plane.http1.framing import METHODS_WITH_BODY, NO_BODY, InvalidHeader, response_head
 from data_plane.http1.response_writer import Outcome, Sent
 from data_plane.messages import Headers, Response
 from data_plane.upstream import ServiceUpstream, Template, proxied
@@ -23,38 +27,54 @@ if TYPE_CHECKING:
     from data_plane.pipeline import Pipeline
 
 _STRIKES: Final = 4
-"""Derailments in a row after which a line is closed: this service's answers are not made for it."""
+"""Rides in a row that did not begin, or derailed, after which a line is closed: it is not made for what comes."""
 _UPSTREAM_LATENCY: Final = b"X-Kong-Upstream-Latency: "
 
 
-class ServiceLine:
-    """Implements `http1.express.Line`: from one client's connection to a service, for one familiar head."""
+class _Line:
+    """What lines of both kinds share. A line holds for one configuration only, and keeps nothing of it alive but what
+    its own route has."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        model: Exchange,
-        service: ServiceUpstream,
-        template: Template,
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, model: Exchange) -> None:
         self._pipeline = pipeline
         self._epoch = pipeline.epoch
+        self._method = model.request.method
+        self._strikes = 0
+
+    def derailed(self, ride: Ride) -> None:
+        self._strike(ride.familiar)
+
+    def _strike(self, familiar: Familiar) -> None:
+        self._strikes += 1
+        if self._strikes >= _STRIKES:
+            familiar.line = None
+            familiar.is_barred = True
+
+    def _holds(self, familiar: Familiar) -> bool:
+        """Whether the configuration is still the one that this line was opened under."""
+        if self._pipeline.epoch == self._epoch:
+            return True
+        familiar.line = None
+        return False
+
+
+class ServiceLine(_Line):
+    """Implements `http1.express.Line`: from one client's connection to a service, with nothing between."""
+
+    def __init__(self, pipeline: Pipeline, model: Exchange, service: ServiceUpstream, template: Template) -> None:
+        super().__init__(pipeline, model)
         self._service = service
         self._pool = service.pool()
         self._before = template.before
         self._after = template.after
         self._has_length = template.has_length
-        self._method = model.request.method
         self._path = model.request.path
         self._common: dict[int, bytes] = {}
         """By status: what the events of exchanges that ended well have in common."""
-        self._strikes = 0
 
     def board(self, platform: Platform, familiar: Familiar, body: bytes) -> Ride | None:
         received = time.monotonic()
-        pipeline = self._pipeline
-        if pipeline.epoch != self._epoch:
-            familiar.line = None
+        if not self._holds(familiar):
             return None
         pool = self._pool
         behind = None if pool is None else pool.take()
@@ -62,7 +82,7 @@ class ServiceLine:
             self._pool = self._service.pool()
             return None
         ride = Ride(self, platform, behind, familiar, body)
-        ride.runtime = runtime = pipeline.runtime
+        ride.runtime = runtime = self._pipeline.runtime
         runtime.exchanges += 1
         ride.id = new_id()
         ride.started_at = time.time()
@@ -70,19 +90,18 @@ class ServiceLine:
         if self._has_length:
             data = b"%b%b%b%d\r\n\r\n%b" % (self._before, ride.id.encode(), self._after, len(body), body)
         else:
-            data = b"%b%b%b%b" % (self._before, ride.id.encode(), self._after, body)
+            data = b"%b%b%b" % (self._before, ride.id.encode(), self._after)
         ride.sent_at = time.monotonic()
         behind.carry(ride, self._method, data, self._service.timeouts)
         return ride
 
-    def arrive(self, ride: Ride, familiar: Familiar, body: bytes) -> bool:
+    def arrive_again(self, ride: Ride, familiar: Familiar, body: bytes) -> bool:
         onward = familiar.onward
         if onward is None:
             onward = familiar.onward = _onward(familiar)
         platform = ride.platform
         if not onward or platform.is_draining or len(body) > MAX_BODY:
             return False
-        self._strikes = 0
         first_byte = time.monotonic()
         before, after = onward
         data = b"%b%d\r\nX-Kong-Proxy-Latency: %d\r\nX-Kong-Request-Id: %b\r\n%b%d\r\n\r\n%b" % (
@@ -98,63 +117,171 @@ class ServiceLine:
         self._report(ride, familiar.meaning, first_byte, len(data))
         return True
 
-    def derailed(self, ride: Ride) -> None:
-        self._strikes += 1
-        if self._strikes >= _STRIKES:
-            ride.familiar.line = None
-            ride.familiar.is_barred = True
+    def arrive(self, ride: Ride, response: Response) -> bool:
+        platform, body = ride.platform, response.body
+        if platform.is_draining or not isinstance(body, bytes) or len(body) > MAX_BODY:
+            return False
+        first_byte = time.monotonic()
+        fields = proxied(response.headers.raw)
+        fields += _latencies(first_byte - ride.sent_at, ride.sent_at - ride.received, ride.id)
+        answer = Response(response.status, Headers(fields), body, source="upstream", reason=response.reason)
+        try:
+            head = response_head(answer, self._method, False, True)
+        except InvalidHeader:
+            return False
+        data = head.data if head.framing == NO_BODY else head.data + body
+        platform.deliver(data)
+        self._report(ride, response.status, first_byte, len(data))
+        return True
 
     def abandon(self, ride: Ride, outcome: Outcome) -> None:
         ride.drop()
-        exchange = self._pipeline.exchange_of(ride, ride.platform.request_of(ride))
+        exchange = self._pipeline.exchange_of(ride)
         exchange.marks.first_byte = exchange.marks.upstream_done = time.monotonic()
         self._pipeline.finished(exchange, Response(0, source="gateway_error"), Sent(outcome=outcome))
 
     def _report(self, ride: Ride, status: int, first_byte: float, size: int) -> None:
+        self._strikes = 0
         common = self._common.get(status)
         if common is None:
-            exchange = self._pipeline.exchange_of(ride, ride.platform.request_of(ride))
+            exchange = self._pipeline.exchange_of(ride)
             exchange.upstream_status = status
             common = common_fields(exchange, Response(status, source="upstream"), Sent(True, size, "complete"))
             self._common[status] = common
         now = time.monotonic()
-        waited = first_byte - ride.sent_at
-        total = now - ride.received
         own = own_fields(
             ride.id,
             ride.started_at,
             self._path,
             ride.familiar.size_with(ride.body) + len(ride.body),
             size,
-            total,
-            waited,
+            now - ride.received,
+            first_byte - ride.sent_at,
             0.0,
             now - first_byte + ride.sent_at - ride.received,
         )
         self._pipeline.report(ride.runtime, common + own)
 
 
-def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> ServiceLine | None:
-    """A line for requests like one that was passed on just now; None when they need the ordinary way."""
+class ChainLine(_Line):
+    """Implements `http1.express.Line`: through a route's plugins to an upstream that can be asked without waiting."""
+
+    def __init__(self, pipeline: Pipeline, model: Exchange) -> None:
+        super().__init__(pipeline, model)
+        self._trusted, self._client_ip, self._scheme = model.trusted, model.client_ip, model.scheme
+        self._match = model.match
+        assert model.plan is not None
+        self._plan = model.plan
+
+    def board(self, platform: Platform, familiar: Familiar, body: bytes) -> Ride | None:
+        if not self._holds(familiar):
+            return None
+        exchange = self._exchange(platform, familiar, body)
+        try:
+            departure = self._depart(exchange)
+        except Exception:
+            departure = None  # The ordinary way will meet the same, and answer.
+        if departure is None:
+            self._strike(familiar)
+            return None
+        behind, method, data, timeouts = departure
+        ride = Ride(self, platform, behind, familiar, body)
+        ride.exchange = exchange
+        ride.runtime = runtime = exchange.runtime
+        runtime.exchanges += 1
+        marks = exchange.marks
+        ride.id, ride.started_at, ride.received = exchange.id, exchange.started_at, marks.received
+        ride.sent_at = marks.first_attempt = marks.upstream_started = time.monotonic()
+        behind.carry(ride, method, data, timeouts)
+        return ride
+
+    def _exchange(self, platform: Platform, familiar: Familiar, body: bytes) -> Exchange:
+        exchange = Exchange(platform.request_of(familiar, body), self._pipeline.runtime)
+        exchange.trusted, exchange.client_ip, exchange.scheme = self._trusted, self._client_ip, self._scheme
+        match = exchange.match = self._match
+        assert match is not None
+        exchange.route = match.route
+        exchange.service = match.service
+        plan = exchange.plan = self._plan
+        exchange.upstream = plan.upstream
+        return exchange
+
+    def _depart(self, exchange: Exchange) -> Departure | None:
+        for slot in self._plan.slots:
+            bound = slot.choose(exchange)
+            if bound is not None:
+                exchange.plugins.append(bound)
+                if bound.prelude is None or not bound.prelude(exchange):
+                    return None
+        depart = getattr(exchange.upstream, "depart", None)
+        return None if depart is None else depart(exchange)
+
+    def arrive_again(self, ride: Ride, familiar: Familiar, body: bytes) -> bool:
+        headers = familiar.head.headers(str(len(body)))
+        return self.arrive(ride, Response(familiar.meaning, headers, body, source="upstream"))
+
+    def arrive(self, ride: Ride, response: Response) -> bool:
+        platform, body = ride.platform, response.body
+        if platform.is_draining or not isinstance(body, bytes) or len(body) > MAX_BODY:
+            return False
+        exchange: Exchange = ride.exchange
+        marks = exchange.marks
+        marks.first_byte = marks.upstream_done = time.monotonic()
+        try:
+            answer = cast(QuickUpstream, exchange.upstream).land(exchange, response)
+        except Exception:
+            return False  # The ordinary way will meet the same, and answer.
+        if answer is None or not isinstance(answer.body, bytes):
+            return False
+        exchange.response = answer
+        self._pipeline.complete_head(exchange, answer)
+        try:
+            head = response_head(answer, self._method, False, True)
+        except InvalidHeader:
+            return False
+        data = head.data if head.framing == NO_BODY else head.data + answer.body
+        self._strikes = 0
+        platform.deliver(data)
+        self._pipeline.finished(exchange, answer, Sent(True, len(data), "complete"))
+        return True
+
+    def abandon(self, ride: Ride, outcome: Outcome) -> None:
+        ride.drop()
+        exchange: Exchange = ride.exchange
+        exchange.marks.first_byte = exchange.marks.upstream_done = time.monotonic()
+        cast(QuickUpstream, exchange.upstream).forsake(exchange)
+        self._pipeline.finished(exchange, Response(0, source="gateway_error"), Sent(outcome=outcome))
+
+
+def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Line | None:
+    """A line for requests like one that was answered by its upstream just now; None when they need the ordinary way."""
     request, plan = exchange.request, exchange.plan
-    assert plan is not None
-    service = plan.upstream
-    if not isinstance(service, ServiceUpstream) or not service.is_remote or request.headers.origin is None:
-        return None
     if request.method == "HEAD" or (familiar.has_length and request.method not in METHODS_WITH_BODY):
         return None
-    if pipeline.shows_debug and "kong-debug" in request.headers:
+    if plan is None or (pipeline.shows_debug and "kong-debug" in request.headers):
         return None
-    template = service.template(exchange, request.headers.origin)
+    if plan.slots:
+        return ChainLine(pipeline, exchange) if hasattr(exchange.upstream, "depart") else None
+    service, head = plan.upstream, request.headers.origin
+    if not isinstance(service, ServiceUpstream) or not service.is_remote or head is None:
+        return None
+    template = service.template(exchange, head)
     return None if template is None else ServiceLine(pipeline, exchange, service, template)
+
+
+def _latencies(upstream: float, proxy: float, name: str) -> tuple[tuple[str, str], ...]:
+    return (
+        ("X-Kong-Upstream-Latency", str(int(upstream * 1000))),
+        ("X-Kong-Proxy-Latency", str(int(proxy * 1000))),
+        ("X-Kong-Request-Id", name),
+    )
 
 
 def _onward(familiar: Familiar) -> tuple[bytes, bytes] | tuple[()]:
     """A client's head around what differs: up to the upstream latency's value, and from behind the request id to the
     body's length. Empty where there is more to it: no body, or a Date to be made."""
     marker = new_id()
-    latencies = [("X-Kong-Upstream-Latency", "0"), ("X-Kong-Proxy-Latency", "0"), ("X-Kong-Request-Id", marker)]
-    fields = proxied(familiar.head.fields) + latencies
+    fields = [*proxied(familiar.head.fields), *_latencies(0, 0, marker)]
     head = response_head(Response(familiar.meaning, Headers(fields), source="upstream"), "GET", False, True)
     mark = b"%b0\r\nX-Kong-Proxy-Latency: 0\r\nX-Kong-Request-Id: %b\r\n" % (_UPSTREAM_LATENCY, marker.encode())
     before, found, after = head.data.partition(mark)

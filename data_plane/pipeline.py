@@ -67,7 +67,7 @@ class Pipeline:
             self.finished(exchange, Response(0, source="gateway_error"), Sent())
             raise
         exchange.response = response
-        self._complete_head(exchange, response)
+        self.complete_head(exchange, response)
         return response, exchange
 
     def finished(self, token: Exchange, response: Response, sent: Sent) -> None:
@@ -77,7 +77,7 @@ class Pipeline:
             if plan.log_slots:
                 chain.run_log_phase(plan, token, log_record(token, response, sent))
             self._reporter.report(event_of(token, response, sent))
-            if plan.is_bare and sent.outcome == "complete":
+            if plan.is_prompt and sent.outcome == "complete" and response.source == "upstream":
                 self._open_line(token)
         except Exception:
             log.exception("exchange %s could not be reported", token.id)
@@ -94,7 +94,7 @@ class Pipeline:
             return response
         exchange = Exchange(request, self.runtime)
         response = exchange.response = chain.error_response(error, exchange)
-        self._complete_head(exchange, response)
+        self.complete_head(exchange, response)
         if not isinstance(error, InternalError):
             # An internal error here replaces an answer that could not be written, and that exchange counts already.
             self.runtime.exchanges += 1
@@ -105,7 +105,7 @@ class Pipeline:
     # The express way (`express`).
 
     def _open_line(self, exchange: Exchange) -> None:
-        """Requests like this one, which only had to be passed on, may go faster from now on."""
+        """Requests like this one may go faster from now on."""
         familiar = getattr(exchange.request, "familiar", None)
         if familiar is None or familiar.line is not None or familiar.is_barred:
             return
@@ -113,9 +113,9 @@ class Pipeline:
             familiar.line = line_for(self, exchange, familiar)
             familiar.is_barred = familiar.line is None
 
-    def exchange_of(self, ride: Ride, request: Request) -> Exchange:
+    def exchange_of(self, ride: Ride) -> Exchange:
         """A ride as the exchange that it is."""
-        exchange = _resumed(ride, request)
+        exchange = _resumed(ride, ride.platform.request_of(ride.familiar, ride.body))
         self._match(exchange, ride.runtime)
         exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
         return exchange
@@ -187,7 +187,7 @@ class Pipeline:
         exchange.upstream = plan.upstream
         return match
 
-    def _complete_head(self, exchange: Exchange, response: Response) -> None:
+    def complete_head(self, exchange: Exchange, response: Response) -> None:
         """The headers that every answer carries (`reference/gateway.md` §3.7)."""
         headers, marks = response.headers, exchange.marks
         if response.source == "upstream" and marks.first_attempt is not None:

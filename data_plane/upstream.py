@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout
-from data_plane.exchange import Exchange
+from data_plane.exchange import Departure, Exchange
 from data_plane.forwarding import forwarded_host
 from data_plane.http1.client import Client, Origin, Pool
 from data_plane.http1.framing import METHODS_WITH_BODY, arrived, request_head
@@ -175,6 +175,27 @@ class ServiceUpstream:
         response.source = "upstream"
         response.headers = _proxied(response.headers)
         return response
+
+    # Without waiting (`exchange.QuickUpstream`).
+
+    def depart(self, exchange: Exchange) -> Departure | None:
+        if self._loopback is not None or exchange.chat is not None:
+            return None
+        head, pool = self._familiar_head(exchange), self.pool()
+        behind = pool.take() if pool is not None and head is not None else None
+        if behind is None or head is None:
+            return None
+        body = exchange.request.body
+        assert isinstance(body, BufferedBody)
+        return behind, exchange.request.method, head + body.data, self.timeouts
+
+    def land(self, exchange: Exchange, response: Response) -> Response | None:
+        exchange.upstream_status = response.status
+        headers = _proxied(response.headers)
+        return Response(response.status, headers, response.body, source="upstream", reason=response.reason)
+
+    def forsake(self, exchange: Exchange) -> None:
+        pass
 
     async def _send(self, exchange: Exchange) -> Response:
         request, head = exchange.request, self._familiar_head(exchange)

@@ -146,20 +146,21 @@ class ClientConnection(asyncio.Protocol):
         if ride is not None:
             recalled = reader.recall(data)
             if recalled is not None:
-                # First the answer: the connection may be taken again at once, and must know nothing of this ride.
                 self._ride = None
-                if ride.line.arrive(ride, *recalled):
+                if ride.line.arrive_again(ride, *recalled):
                     self._release()
                     return
                 self._ride = ride
-                reader.expect(ride.familiar.meaning[0])
-            self._derail(ride)
+                reader.unread()
         try:
             reader.feed(data)
         except ProtocolFault as fault:
             self._fail(InvalidResponse("protocol", str(fault), sent=True))
             return
-        self._hand_over()
+        if ride is not None:
+            self._arrives(ride)
+        else:
+            self._hand_over()
         if reader.complete:
             self._release()
         elif self._writable is None:
@@ -241,11 +242,23 @@ class ClientConnection(asyncio.Protocol):
 
     # Receiving.
 
-    def _derail(self, ride: Ride) -> None:
+    def _arrives(self, ride: Ride) -> None:
+        """Deliver what came, if it is the whole answer to a ride; one that will be more than small derails."""
+        response = self._reader.take_response()
+        if response is None:
+            return
+        self._ride = None
+        if self._reader.complete and ride.line.arrive(ride, response):
+            return
+        self._give(response, self._derail(ride))
+
+    def _derail(self, ride: Ride) -> asyncio.Future[Response]:
         """Someone must wait for this answer in the ordinary way."""
         self._ride = None
-        waiter = self._waiter = self._loop.create_future()
+        waiter: asyncio.Future[Response] = self._loop.create_future()
+        self._waiter = waiter
         ride.derail(waiter)
+        return waiter
 
     def _hand_over(self) -> None:
         waiter = self._waiter
@@ -253,11 +266,14 @@ class ClientConnection(asyncio.Protocol):
             return
         response = self._reader.take_response()
         if response is not None:
-            self._waiter = None
-            body = self._reader.body
-            if body is not None:
-                response.on_close(functools.partial(self._abandon, body))
-            waiter.set_result(response)
+            self._give(response, waiter)
+
+    def _give(self, response: Response, waiter: asyncio.Future[Response]) -> None:
+        self._waiter = None
+        body = self._reader.body
+        if body is not None:
+            response.on_close(functools.partial(self._abandon, body))
+        waiter.set_result(response)
 
     def _release(self) -> None:
         """The answer is complete: back to the pool, or away."""

@@ -31,7 +31,7 @@ class Platform(Protocol):
 
     is_draining: bool
 
-    def request_of(self, ride: Ride) -> Request:
+    def request_of(self, familiar: Familiar, body: bytes) -> Request:
         """The request as the ordinary way sees it."""
 
     def deliver(self, data: bytes) -> None:
@@ -47,8 +47,11 @@ class Line(Protocol):
     def board(self, platform: Platform, familiar: Familiar, body: bytes) -> Ride | None:
         """Send such a request on; None when this one must go the ordinary way."""
 
-    def arrive(self, ride: Ride, familiar: Familiar, body: bytes) -> bool:
-        """Deliver the answer, which is whole and has a familiar head; False when it must go the ordinary way."""
+    def arrive_again(self, ride: Ride, familiar: Familiar, body: bytes) -> bool:
+        """Deliver an answer that is whole and has a familiar head; False when it must go the ordinary way."""
+
+    def arrive(self, ride: Ride, response: Response) -> bool:
+        """Deliver an answer that is whole; False when it must go the ordinary way."""
 
     def derailed(self, ride: Ride) -> None:
         """Hear that a ride goes the ordinary way."""
@@ -63,6 +66,7 @@ class Ride:
     __slots__ = (
         "behind",
         "body",
+        "exchange",
         "familiar",
         "id",
         "line",
@@ -86,6 +90,8 @@ class Ride:
         """Once it has derailed, what its answer comes through."""
 
     id: str
+    exchange: Any
+    """What the application knows of it, where it makes more of it than a ride."""
     runtime: Any
     started_at: float
     received: float

@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 
 from data_plane.errors import ClientDisconnected, GatewayError, InternalError, RequestTimeout
 from data_plane.http1.express import MAX_BODY, Ride
+from data_plane.http1.familiar import Familiar
 from data_plane.http1.framing import CONTINUE, NO_BODY, InvalidHeader, response_head
 from data_plane.http1.limits import ServerLimits
 from data_plane.http1.request_reader import Arrival, Refused, RequestReader
@@ -187,13 +188,13 @@ class ServerConnection(asyncio.Protocol):
             self._watchdog.set(limits.head_timeout if self._reader.in_head else limits.keepalive_timeout)
 
     def derail(self, ride: Ride) -> None:
-        arrival = self.request_of(ride)
+        arrival = self.request_of(ride.familiar, ride.body)
         arrival.ride = ride
         self._queue.appendleft(arrival)
         self._wake()
 
-    def request_of(self, ride: Ride) -> Arrival:
-        return self._reader.arrival_of(ride.familiar, ride.body)
+    def request_of(self, familiar: Familiar, body: bytes) -> Arrival:
+        return self._reader.arrival_of(familiar, body)
 
     # What bodies call (`body.Flow`).
 
