@@ -6,18 +6,18 @@ upstreams.
 
 Making a protobuf message of thirty fields costs more than routing its request. Most fields, though, are the same for
 most exchanges of a route: they are serialised once and remembered. A message's fields may be written in any order, so
-an event is what is remembered, followed by what is its own.
+an event is what is remembered, followed by what is its own; and those few, numbers but for the path, are written here
+as protobuf would, without making a message of them.
 """
 
 from __future__ import annotations
 
 import time
-from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
-from data_plane.exchange import Exchange, LlmCall, Marks
+from data_plane.exchange import Exchange, LlmCall
 from data_plane.http1.server import Sent
-from data_plane.messages import BufferedBody, Response
+from data_plane.messages import BufferedBody, Headers, Response
 from data_plane.router import split_host
 from gateway_schema.wire import analytics_pb2
 
@@ -26,7 +26,84 @@ CLIENT_CLOSED = 499
 
 _METHOD, _SCHEME, _HOST, _PATH, _USER_AGENT = 16, 8, 255, 1024, 256
 """Longest texts, in characters."""
-_LLM_CALLS_TAG = b"\xea\x01"  # field 29 of RequestEvent, length-delimited
+_MAX_REMEMBERED = 1024
+_TEXTS = object()
+"""Whose notes the texts of a head are."""
+
+
+def _varint(value: int) -> bytes:
+    """An integer as protobuf writes it; negative ones as 64 bits."""
+    value &= 0xFFFF_FFFF_FFFF_FFFF
+    data = bytearray()
+    while value > 0x7F:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    data.append(value)
+    return bytes(data)
+
+
+class _Varints(dict[int, bytes]):
+    """Integers as protobuf writes them; small ones are remembered as they come."""
+
+    def __missing__(self, value: int) -> bytes:
+        data = _varint(value)
+        if 0 <= value < 0x4000:
+            self[value] = data
+        return data
+
+
+_VARINTS = _Varints()
+_commons: dict[Any, bytes] = {}
+_commons_of_calls: dict[Any, bytes] = {}
+
+
+def _moment(us: int) -> bytes:
+    """A moment of this age as a varint: eight bytes, for the years 1987 to 4253. A loop over them would cost more."""
+    if not 1 << 49 <= us < 1 << 56:
+        return _varint(us)
+    return bytes(
+        (
+            us & 0x7F | 0x80,
+            us >> 7 & 0x7F | 0x80,
+            us >> 14 & 0x7F | 0x80,
+            us >> 21 & 0x7F | 0x80,
+            us >> 28 & 0x7F | 0x80,
+            us >> 35 & 0x7F | 0x80,
+            us >> 42 & 0x7F | 0x80,
+            us >> 49,
+        )
+    )
+
+
+def _tag(message: Any, name: str) -> bytes:
+    """What stands before a field's value: its number, and whether a varint or a length follows."""
+    field = message.DESCRIPTOR.fields_by_name[name]
+    is_number = field.type in (field.TYPE_INT64, field.TYPE_UINT64)
+    return _varint(field.number << 3 | (0 if is_number else 2))
+
+
+_REQUEST_ID = _tag(analytics_pb2.RequestEvent, "request_id") + b"\x10"  # its length: always 16 bytes
+_STARTED = _tag(analytics_pb2.RequestEvent, "started_us")
+_FINISHED = _tag(analytics_pb2.RequestEvent, "finished_us")
+_PATH_TAG = _tag(analytics_pb2.RequestEvent, "path")
+_REQUEST_SIZE = _tag(analytics_pb2.RequestEvent, "request_size")
+_RESPONSE_SIZE = _tag(analytics_pb2.RequestEvent, "response_size")
+_TOTAL = _tag(analytics_pb2.RequestEvent, "total_us")
+_UPSTREAM = _tag(analytics_pb2.RequestEvent, "upstream_us")
+_GATEWAY = _tag(analytics_pb2.RequestEvent, "gateway_us")
+_CALLOUT = _tag(analytics_pb2.RequestEvent, "callout_us")
+_RECEIVE = _tag(analytics_pb2.RequestEvent, "receive_us")
+_PARENT = _tag(analytics_pb2.RequestEvent, "parent_request_id")
+_LLM_CALLS = _tag(analytics_pb2.RequestEvent, "llm_calls")
+_DECISION = _tag(analytics_pb2.RequestEvent, "decision_id")
+_DURATION = _tag(analytics_pb2.LlmCall, "duration_us")
+_TTFT = _tag(analytics_pb2.LlmCall, "ttft_us")
+_PROMPT = _tag(analytics_pb2.LlmCall, "prompt_tokens")
+_COMPLETION = _tag(analytics_pb2.LlmCall, "completion_tokens")
+_CACHED = _tag(analytics_pb2.LlmCall, "cached_tokens")
+_CACHE_WRITE = _tag(analytics_pb2.LlmCall, "cache_write_tokens")
+_REASONING = _tag(analytics_pb2.LlmCall, "reasoning_tokens")
+_COST = _tag(analytics_pb2.LlmCall, "cost_nano_usd")
 
 
 class Reporter(Protocol):
@@ -48,46 +125,97 @@ def event_of(exchange: Exchange, response: Response, sent: Sent) -> bytes:
     now = time.monotonic()
     marks, request = exchange.marks, exchange.request
     total = now - marks.received
-    upstream, receive, gateway = _upstream_times(marks, now, total)
-    serialised = common_fields(exchange, response, sent) + own_fields(
-        exchange.id,
-        exchange.started_at,
-        request.target.partition("?")[0],
-        request.size + _received(exchange),
-        sent.bytes_sent,
-        total,
-        upstream,
-        receive,
-        gateway,
-    )
-    if marks.callouts or exchange.parent_id or exchange.decision is not None:
-        rare = analytics_pb2.RequestEvent()
-        if marks.callouts:
-            rare.callout_us = _us(marks.callouts)
-        if exchange.parent_id:
-            rare.parent_request_id = exchange.parent_id
-        if exchange.decision is not None:
-            rare.decision_id = exchange.decision.id
-        serialised += rare.SerializeToString()
+    target, body = request.target, exchange.received_body
+    upstream, receive, gateway = None, None, total
+    if marks.first_attempt is not None and marks.upstream_started is not None:
+        first_byte = now if marks.first_byte is None else marks.first_byte
+        done = now if marks.upstream_done is None else marks.upstream_done
+        upstream, receive = first_byte - marks.upstream_started, done - first_byte
+        gateway = total - (done - marks.first_attempt)
+    parts = [
+        common_fields(exchange, response, sent),
+        path_field(target.partition("?")[0] if "?" in target else target),
+        own_fields(
+            exchange.id,
+            exchange.started_at,
+            request.size + (len(body.data) if type(body) is BufferedBody else _received(body)),
+            sent.bytes_sent,
+            total,
+            upstream,
+            receive,
+            gateway,
+        ),
+    ]
+    if marks.callouts:
+        parts.append(_CALLOUT + _VARINTS[_us(marks.callouts)])
+    if exchange.parent_id:
+        parts.append(_short(_PARENT, exchange.parent_id))
+    if exchange.decision is not None:
+        parts.append(_short(_DECISION, exchange.decision.id))
     for call in exchange.llm_calls:
-        serialised += _llm_call(call)
-    return serialised
+        parts.append(_llm_call(call))
+    return b"".join(parts)
+
+
+def own_fields(
+    request_id: str,
+    started_at: float,
+    request_size: int,
+    response_size: int,
+    total: float,
+    upstream: float | None,
+    receive: float | None,
+    gateway: float,
+) -> bytes:
+    """The measures of one exchange, serialised. Times in seconds, sizes in bytes; None where no upstream was called."""
+    started = int(started_at * 1_000_000)
+    total_us = int(total * 1_000_000) if total > 0 else 0
+    varints = _VARINTS
+    data = b"%b%b%b%b%b%b%b%b%b%b%b%b%b%b" % (
+        _REQUEST_ID,
+        bytes.fromhex(request_id),
+        _STARTED,
+        _moment(started),
+        _FINISHED,
+        _moment(started + total_us),
+        _REQUEST_SIZE,
+        varints[request_size],
+        _RESPONSE_SIZE,
+        varints[response_size],
+        _TOTAL,
+        varints[total_us],
+        _GATEWAY,
+        varints[int(gateway * 1_000_000) if gateway > 0 else 0],
+    )
+    if upstream is None or receive is None:
+        return data
+    upstream_us = int(upstream * 1_000_000) if upstream > 0 else 0
+    return b"%b%b%b%b%b" % (data, _UPSTREAM, varints[upstream_us], _RECEIVE, varints[_us(receive)])
+
+
+def path_field(path: str) -> bytes:
+    """The path of an event, serialised."""
+    wire = path.encode() if len(path) <= _PATH and path.isascii() else _text(path, _PATH).encode()
+    return _PATH_TAG + _VARINTS[len(wire)] + wire
 
 
 def common_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
-    """The part of an event that many exchanges share, serialised."""
-    headers = exchange.request.headers
+    """The fields that this event shares with many others."""
+    request = exchange.request
+    origin = request.headers.origin
+    texts = None if origin is None else origin.notes.get(_TEXTS)
+    if texts is None:
+        texts = _texts(request.headers)
     route, service, consumer, credential = exchange.route, exchange.service, exchange.consumer, exchange.credential
-    return _common(
+    key = (
         exchange.runtime.version,
-        service.id if service is not None else None,
-        route.id if route is not None else None,
-        consumer.id if consumer is not None else None,
-        credential.id if credential is not None else None,
-        exchange.request.method,
+        None if service is None else service.id,
+        None if route is None else route.id,
+        None if consumer is None else consumer.id,
+        None if credential is None else credential.id,
+        request.method,
         exchange.scheme,
-        (headers.get("host") or "")[: _HOST + 8],
-        (headers.get("user-agent") or "")[:_USER_AGENT],
+        texts,
         exchange.client_ip,
         status_of(response, sent),
         exchange.upstream_status,
@@ -96,37 +224,20 @@ def common_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
         exchange.plugin_name,
         sent.outcome,
     )
+    common = _commons.get(key)
+    if common is None:
+        common = _remember(_commons, key, _common(*key))
+    return common
 
 
-def own_fields(
-    request_id: str,
-    started_at: float,
-    path: str,
-    request_size: int,
-    response_size: int,
-    total: float,
-    upstream: float | None,
-    receive: float | None,
-    gateway: float,
-) -> bytes:
-    """The part of an event that is its own, serialised. Times in seconds, sizes in bytes."""
-    started = int(started_at * 1_000_000)
-    own = analytics_pb2.RequestEvent(
-        request_id=bytes.fromhex(request_id),
-        started_us=started,
-        finished_us=started + _us(total),
-        path=_text(path, _PATH),
-        request_size=request_size,
-        response_size=response_size,
-        total_us=_us(total),
-        upstream_us=None if upstream is None else _us(upstream),
-        gateway_us=_us(gateway),
-        receive_us=None if receive is None else _us(receive),
-    )
-    return own.SerializeToString()
+def _texts(headers: Headers) -> tuple[str, str]:
+    """Host and User-Agent, cut. A client that says the same again has them looked up once."""
+    texts = ((headers.get("host") or "")[: _HOST + 8], (headers.get("user-agent") or "")[:_USER_AGENT])
+    if headers.origin is not None:
+        headers.origin.note(_TEXTS, texts)
+    return texts
 
 
-@lru_cache(maxsize=1024)
 def _common(
     config_version: int,
     service_id: str | None,
@@ -135,8 +246,7 @@ def _common(
     credential_id: str | None,
     method: str,
     scheme: str,
-    host: str,
-    user_agent: str,
+    texts: tuple[str, str],
     client_ip: str,
     status: int,
     upstream_status: int,
@@ -146,6 +256,7 @@ def _common(
     outcome: str,
 ) -> bytes:
     """The fields that many events share, serialised. Texts of clients come cut: what is remembered has its bounds."""
+    host, user_agent = texts
     event = analytics_pb2.RequestEvent(
         config_version=config_version,
         service_id=service_id or "",
@@ -167,28 +278,9 @@ def _common(
     return event.SerializeToString()
 
 
-def _upstream_times(marks: Marks, now: float, total: float) -> tuple[float | None, float | None, float]:
-    """Seconds upstream, receiving and in the gateway; None where no upstream was called."""
-    if marks.first_attempt is None or marks.upstream_started is None:
-        return None, None, total
-    first_byte = marks.first_byte if marks.first_byte is not None else now
-    done = marks.upstream_done if marks.upstream_done is not None else now
-    return first_byte - marks.upstream_started, done - first_byte, total - (done - marks.first_attempt)
-
-
 def _llm_call(call: LlmCall) -> bytes:
     """A call as the field of an event that it is."""
-    own = analytics_pb2.LlmCall(
-        duration_us=_us(call.duration),
-        ttft_us=None if call.ttft is None else _us(call.ttft),
-        prompt_tokens=call.prompt_tokens,
-        completion_tokens=call.completion_tokens,
-        cached_tokens=call.cached_tokens,
-        cache_write_tokens=call.cache_write_tokens,
-        reasoning_tokens=call.reasoning_tokens,
-        cost_nano_usd=call.cost_nano_usd,
-    )
-    common = _common_of_call(
+    key = (
         call.plugin_id,
         call.provider,
         call.request_model,
@@ -201,10 +293,30 @@ def _llm_call(call: LlmCall) -> bytes:
         call.token_source,
         call.finish_reason,
     )
-    return _embedded(_LLM_CALLS_TAG, common + own.SerializeToString())
+    common = _commons_of_calls.get(key)
+    if common is None:
+        common = _remember(_commons_of_calls, key, _common_of_call(*key))
+    own = (
+        _DURATION
+        + _VARINTS[_us(call.duration)]
+        + _PROMPT
+        + _VARINTS[call.prompt_tokens]
+        + _COMPLETION
+        + _VARINTS[call.completion_tokens]
+    )
+    if call.ttft is not None:
+        own += _TTFT + _VARINTS[_us(call.ttft)]
+    if call.cached_tokens:
+        own += _CACHED + _VARINTS[call.cached_tokens]
+    if call.cache_write_tokens:
+        own += _CACHE_WRITE + _VARINTS[call.cache_write_tokens]
+    if call.reasoning_tokens:
+        own += _REASONING + _VARINTS[call.reasoning_tokens]
+    if call.cost_nano_usd is not None:
+        own += _COST + _VARINTS[call.cost_nano_usd]
+    return _LLM_CALLS + _VARINTS[len(common) + len(own)] + common + own
 
 
-@lru_cache(maxsize=1024)
 def _common_of_call(
     plugin_id: str,
     provider: str,
@@ -234,12 +346,16 @@ def _common_of_call(
     return call.SerializeToString()
 
 
-def _received(exchange: Exchange) -> int:
-    """Bytes of the request's body that arrived."""
-    body = exchange.received_body
-    if type(body) is BufferedBody:
-        return len(body.data)
-    received = getattr(body, "received", None)
+def _remember(memory: dict[Any, bytes], key: object, serialised: bytes) -> bytes:
+    if len(memory) >= _MAX_REMEMBERED:
+        memory.clear()
+    memory[key] = serialised
+    return serialised
+
+
+def _received(body: Any) -> int:
+    """Bytes of a request's body that arrived."""
+    received: int | None = getattr(body, "received", None)
     return received if received is not None else (body.length or 0)
 
 
@@ -249,15 +365,9 @@ def _text(value: str, longest: int) -> str:
     return value if value.isascii() else value.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
-def _embedded(tag: bytes, message: bytes) -> bytes:
-    """A serialised message as a field of another."""
-    size = bytearray()
-    left = len(message)
-    while left > 0x7F:
-        size.append(left & 0x7F | 0x80)
-        left >>= 7
-    size.append(left)
-    return tag + bytes(size) + message
+def _short(tag: bytes, text: str) -> bytes:
+    """An id of ours, ASCII and shorter than 128 characters, as a field."""
+    return b"%b%c%b" % (tag, len(text), text.encode())
 
 
 def _us(seconds: float) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, cast
 
-from data_plane.analytics import common_fields, own_fields
+from data_plane.analytics import common_fields, own_fields, path_field
 from data_plane.exchange import Departure, Exchange, QuickUpstream, new_id
 from data_plane.http1.express import MAX_BODY, Line, Platform, Ride
 from data_plane.http1.familiar import Familiar
@@ -68,7 +68,7 @@ class ServiceLine(_Line):
         self._before = template.before
         self._after = template.after
         self._has_length = template.has_length
-        self._path = model.request.path
+        self._path = path_field(model.request.path)
         self._common: dict[int, bytes] = {}
         """By status: what the events of exchanges that ended well have in common."""
 
@@ -147,12 +147,11 @@ class ServiceLine(_Line):
             exchange = self._pipeline.exchange_of(ride)
             exchange.upstream_status = status
             common = common_fields(exchange, Response(status, source="upstream"), Sent(True, size, "complete"))
-            self._common[status] = common
+            common = self._common[status] = common + self._path
         now = time.monotonic()
         own = own_fields(
             ride.id,
             ride.started_at,
-            self._path,
             ride.familiar.size_with(ride.body) + len(ride.body),
             size,
             now - ride.received,
