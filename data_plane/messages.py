@@ -48,7 +48,7 @@ class Head:
         headers = Headers.__new__(Headers)
         headers.raw = fields
         headers._index = self.index
-        headers.origin = self
+        headers.origin = headers.base = self
         return headers
 
 
@@ -60,13 +60,15 @@ class Headers:
     most headers of most requests are only ever copied.
     """
 
-    __slots__ = ("_index", "origin", "raw")
+    __slots__ = ("_index", "base", "origin", "raw")
 
     def __init__(self, raw: Iterable[tuple[str, str]] = ()) -> None:
         self.raw: list[tuple[str, str]] = list(raw)
         self._index: Index | None = None
         self.origin: Head | None = None
         """The head that these are the fields of, as long as nobody has changed them; their list is shared till then."""
+        self.base: Head | None = None
+        """The head that the first fields are those of, as long as nobody has done more than add to them."""
 
     @classmethod
     def adopt(cls, raw: list[tuple[str, str]], index: Index | None = None) -> Headers:
@@ -74,7 +76,7 @@ class Headers:
         headers = cls.__new__(cls)
         headers.raw = raw
         headers._index = index
-        headers.origin = None
+        headers.origin = headers.base = None
         return headers
 
     def get(self, name: str) -> str | None:
@@ -111,6 +113,7 @@ class Headers:
             self.add(name, value)
             return
         self._part()
+        self.base = None
         self.raw[positions[0]] = (name, value)
         if len(positions) > 1:
             rest = frozenset(positions[1:])
@@ -134,6 +137,7 @@ class Headers:
         if not positions:
             return False
         self._part()
+        self.base = None
         for position in reversed(positions):
             del self.raw[position]
         self._index = None
@@ -146,7 +150,7 @@ class Headers:
         kept = [pair for pair in self.raw if pair[0].lower() not in lowered]
         if len(kept) < len(self.raw):
             self.raw = kept
-            self._index = self.origin = None
+            self._index = self.origin = self.base = None
 
     def copy(self) -> Headers:
         return Headers(self.raw)

@@ -13,7 +13,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
 
-from data_plane.messages import BufferedBody, Headers, Request, Response
+from data_plane.messages import BufferedBody, Head, Headers, Request, Response
 
 BY_LENGTH, CHUNKED, UNTIL_CLOSE, NO_BODY = range(4)
 """How the end of a body is told."""
@@ -37,9 +37,12 @@ _kinds: dict[str, int] = {}
 _FREE_OVERHEAD = 64 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _TARGET = re.compile(r"[!-~\x80-\xff]+").fullmatch
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 """Those whose requests tell a length even when it is 0."""
+_WITHOUT_BODY = frozenset({204, 304})
+_BLOCK = object()
+"""Names the note on an answer's head that has its fields in wire form."""
 _WIRE = object()
 """Names the note on a request's head that has its wire form, up to the body's length."""
 
@@ -102,11 +105,18 @@ class ResponseHead:
 
 def response_head(response: Response, method: str, http_1_0: bool, keep_alive: bool) -> ResponseHead:
     """Serialise a head. Raises InvalidHeader."""
-    status = response.status
-    lines = [_status_line(status, response.reason)]
-    declared, dated = None, False
+    status, headers = response.status, response.headers
+    lines: list[str] = []
+    base = headers.base
+    if base is not None and method != "HEAD" and status not in _WITHOUT_BODY:
+        block = base.notes.get(_BLOCK) or _write_block(base)
+        fields = headers.raw[len(base.fields) :]
+        dated, keep_alive = block.dated, keep_alive and not block.closes
+        declared = headers.get("content-length") if block.has_length else None
+    else:
+        block, fields, dated, declared = None, headers.raw, False, None
     known = _kinds.get
-    for name, value in response.headers.raw:
+    for name, value in fields:
         kind = known(name)
         if kind is None:
             kind = _classify(name)
@@ -136,7 +146,39 @@ def response_head(response: Response, method: str, http_1_0: bool, keep_alive: b
         lines.append("Connection: close\r\n")
     elif http_1_0:
         lines.append("Connection: keep-alive\r\n")
-    return ResponseHead(_encode(lines), framing, size or 0, keep_alive)
+    first = _status_line(status, response.reason)
+    data = b"%b%b%b" % (first, b"" if block is None else block.data, _encode(lines))
+    return ResponseHead(data, framing, size or 0, keep_alive)
+
+
+class _Block:
+    """The fields of a head that comes again, in wire form, without those that are replaced."""
+
+    __slots__ = ("closes", "data", "dated", "has_length")
+
+    def __init__(self, data: bytes, dated: bool, closes: bool, has_length: bool) -> None:
+        self.data = data
+        self.dated = dated
+        self.closes = closes
+        self.has_length = has_length
+
+
+def _write_block(head: Head) -> _Block:
+    """Write the fields and note them. Raises InvalidHeader."""
+    lines: list[str] = []
+    dated = closes = False
+    for name, value in head.fields:
+        kind = _kinds.get(name)
+        if kind is None:
+            kind = _classify(name)
+        if kind == _CONNECTION:
+            closes = closes or "close" in value.lower()
+        elif kind not in _REPLACED:
+            dated = dated or kind == _DATE
+            lines.append(f"{name}: {value}\r\n")
+    block = _Block(_encode(lines)[:-2], dated, closes, "content-length" in head.index)
+    head.note(_BLOCK, block)
+    return block
 
 
 def request_head(request: Request, origin: Addressed, length: int | None) -> bytes:
@@ -243,10 +285,11 @@ def _declared_length(value: str | None) -> int | None:
     return int(value) if value is not None and value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
-def _status_line(status: int, reason: str) -> str:
+def _status_line(status: int, reason: str) -> bytes:
+    """Raises InvalidHeader."""
     if reason:
-        return f"HTTP/1.1 {status:03d} {reason}\r\n"
-    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status:03d} \r\n"
+        return _encode([f"HTTP/1.1 {status:03d} {reason}\r\n"])[:-2]
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %03d \r\n" % status
 
 
 _date_cache: tuple[int, str] = (0, "")

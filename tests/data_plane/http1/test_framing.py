@@ -20,7 +20,7 @@ from data_plane.http1.framing import (
     request_head,
     response_head,
 )
-from data_plane.messages import BufferedBody, Headers, Request, Response
+from data_plane.messages import BufferedBody, Head, Headers, Request, Response
 
 ORIGIN = Origin("http", "example.com", 80)
 
@@ -214,3 +214,58 @@ def test_a_chunk_says_its_size_in_hexadecimal(data: bytes) -> None:
     size, _, rest = chunk(data).partition(b"\r\n")
     assert int(size, 16) == len(data)
     assert rest == data + b"\r\n"
+
+
+NAMES = st.sampled_from(["Date", "Connection", "Content-Length", "content-type", "X-A", "X-B", "Keep-Alive", "Via"])
+FIELDS = st.lists(st.tuples(NAMES, st.sampled_from(["", "1", "close", "keep-alive", "Mon, 1 Jan 2024"])), max_size=6)
+
+
+@given(FIELDS, FIELDS, st.sampled_from([200, 204, 304, 404]), st.sampled_from(["GET", "HEAD"]), st.data())
+def test_a_head_that_comes_again_is_written_as_if_it_were_new(
+    first: list[tuple[str, str]], added: list[tuple[str, str]], status: int, method: str, data: st.DataObject
+) -> None:
+    head = Head(first)
+    http_1_0, keep_alive, is_stream, changes = (data.draw(st.booleans()) for _ in range(4))
+    reason = data.draw(st.sampled_from(["", "Odd"]))
+    for length in ("1", "22", "1"):
+        again = head.headers(length)
+        for name, value in added:
+            again.add(name, value)
+        if changes:
+            again.set("X-A", "changed")
+            again.remove("x-b")
+        written = [
+            response_head(
+                Response(status, headers, pieces() if is_stream else b"body", reason=reason),
+                method,
+                http_1_0,
+                keep_alive,
+            )
+            for headers in (again, Headers(again.raw))
+        ]
+        for one in written:
+            one.data = b"\r\n".join(line for line in one.data.split(b"\r\n") if not line.startswith(b"Date: "))
+        assert [(one.data, one.framing, one.length, one.keep_alive) for one in written[:1]] == [
+            (one.data, one.framing, one.length, one.keep_alive) for one in written[1:]
+        ]
+
+
+@given(FIELDS, st.sampled_from(["GET", "POST"]), st.sampled_from(["/", "/a?b"]), st.sampled_from([None, 0, 7, 123]))
+def test_a_request_that_comes_again_is_written_as_if_it_were_new(
+    first: list[tuple[str, str]], method: str, target: str, length: int | None
+) -> None:
+    head = Head(first)
+    for origin in (ORIGIN, Origin("http", "other.test", 8080), ORIGIN):
+        again, fresh = (
+            Request(method, target, headers, BufferedBody()) for headers in (head.headers("5"), Headers(first))
+        )
+        assert request_head(again, origin, length) == request_head(fresh, origin, length)
+
+
+def test_a_header_that_would_break_out_does_not_when_it_comes_again() -> None:
+    head = Head([("X-A", "1\r\nX-Evil: 1")])
+    for _ in range(2):
+        with pytest.raises(InvalidHeader):
+            response_head(Response(200, head.headers(""), b""), "GET", False, True)
+        with pytest.raises(InvalidHeader):
+            request_head(Request("POST", "/", head.headers(""), BufferedBody()), ORIGIN, 0)
