@@ -57,22 +57,28 @@ _commons: dict[Any, bytes] = {}
 _commons_of_calls: dict[Any, bytes] = {}
 
 
+_PAIRS = [bytes((value & 0x7F | 0x80, value >> 7 | 0x80)) for value in range(0x4000)]
+"""Two bytes of a varint that goes on behind them."""
+
+
+class _Beginnings(dict[int, bytes]):
+    """The upper halves of moments as varints end with them: each holds for four minutes."""
+
+    def __missing__(self, value: int) -> bytes:
+        if len(self) > 8:
+            self.clear()
+        data = self[value] = _varint(value)
+        return data
+
+
+_BEGINNINGS = _Beginnings()
+
+
 def _moment(us: int) -> bytes:
-    """A moment of this age as a varint: eight bytes, for the years 1987 to 4253. A loop over them would cost more."""
-    if not 1 << 49 <= us < 1 << 56:
+    """A moment, in microseconds, as a varint. A loop over its eight bytes would cost five times as much."""
+    if us < 1 << 28:
         return _varint(us)
-    return bytes(
-        (
-            us & 0x7F | 0x80,
-            us >> 7 & 0x7F | 0x80,
-            us >> 14 & 0x7F | 0x80,
-            us >> 21 & 0x7F | 0x80,
-            us >> 28 & 0x7F | 0x80,
-            us >> 35 & 0x7F | 0x80,
-            us >> 42 & 0x7F | 0x80,
-            us >> 49,
-        )
-    )
+    return _PAIRS[us & 0x3FFF] + _PAIRS[us >> 14 & 0x3FFF] + _BEGINNINGS[us >> 28]
 
 
 def _tag(message: Any, name: str) -> bytes:
