@@ -11,7 +11,7 @@ import orjson
 
 from data_plane.errors import ConfigError, GatewayError, InternalError, PayloadTooLarge, Unauthorized
 from data_plane.exchange import Exchange, Proceed, Supplies
-from data_plane.messages import Response
+from data_plane.messages import Head, Request, Response
 from gateway_schema.entities import Consumer, KeyAuthCredential
 from gateway_schema.plugins.key_auth import KeyAuthConfig
 
@@ -36,6 +36,25 @@ class DuplicateKey(Exception):
     """A name that stands more than once in one place."""
 
 
+class _Admission:
+    """What became of a head that was let in, noted with it: the same head is let in again in the same way.
+
+    It came with the request target `target`, which may have held the key, and went on with `new_target`.
+    """
+
+    __slots__ = ("head", "key", "new_target", "owner", "target")
+
+    def __init__(
+        self, target: str, key: str, owner: tuple[Consumer, KeyAuthCredential], head: Head, new_target: str
+    ) -> None:
+        self.target = target
+        self.key = key
+        self.owner = owner
+        self.head = head
+        """Without the key where it is hidden, without claims, with the identity."""
+        self.new_target = new_target
+
+
 class KeyAuth:
     """Finds the key, hides it, and sets or clears what tells the service who called."""
 
@@ -46,6 +65,10 @@ class KeyAuth:
         self._owners = supplies.consumers_by_key
         self._consumers = supplies.consumers
         self._hidden = {name: _CLAIMS | {name.lower()} for name in config.key_names}
+        self._whose = object()
+        """Whose notes on heads are ours. Not ourselves: a connection that is idle would keep all consumers alive."""
+        names = {name.lower() for name in config.key_names}
+        self._takes_notes = not config.key_in_body and "content-length" not in names
         self._challenge = f'Key realm="{_quoted(config.realm)}"' if config.realm else "Key"
 
     async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
@@ -54,19 +77,29 @@ class KeyAuth:
             return await proceed(exchange)
         if config.anonymous and exchange.credential is not None:
             return await proceed(exchange)  # another authentication plugin has named the consumer already
+        request = exchange.request
+        origin = request.headers.origin
+        if origin is not None:
+            known: _Admission | None = origin.notes.get(self._whose)
+            if known is not None and known.target == request.target and self._owners.get(known.key) is known.owner:
+                consumer, credential = known.owner
+                if not (credential.ttl and _expired(credential)):  # the one thing that time alone decides
+                    exchange.consumer = consumer
+                    exchange.credential = credential
+                    request.headers = known.head.headers(request.headers.get("content-length") or "")
+                    request.target = known.new_target
+                    return await proceed(exchange)
         try:
-            consumer, credential = await self._authenticate(exchange)
+            await self._authenticate(exchange, origin)
         except Unauthorized:
             if not config.anonymous:
                 raise
             self._admit_anonymous(exchange, config.anonymous)
-        else:
-            if not config.hide_credentials:
-                exchange.request.headers.remove_all(_CLAIMS)
-            _admit(exchange, consumer, credential)
         return await proceed(exchange)
 
-    async def _authenticate(self, exchange: Exchange) -> tuple[Consumer, KeyAuthCredential]:
+    async def _authenticate(self, exchange: Exchange, origin: Head | None) -> None:
+        request = exchange.request
+        target = request.target
         try:
             key = await self._take_key(exchange)
         except DuplicateKey:
@@ -76,7 +109,20 @@ class KeyAuth:
         owner = self._owners.get(key)
         if owner is None or _expired(owner[1]):
             raise self._refusal("Unauthorized")
-        return owner
+        if not self._config.hide_credentials:
+            request.headers.remove_all(_CLAIMS)
+        _admit(exchange, *owner)
+        if origin is not None and self._takes_notes:
+            self._note(origin, request, target, key, owner)
+
+    def _note(
+        self, origin: Head, request: Request, target: str, key: str, owner: tuple[Consumer, KeyAuthCredential]
+    ) -> None:
+        """Remember with the head what became of it, and let those behind us note things on what it became."""
+        headers = request.headers
+        head = Head(headers.raw.copy())
+        origin.note(self._whose, _Admission(target, key, owner, head, request.target))
+        request.headers = head.headers(headers.get("content-length") or "")
 
     def _refusal(self, message: str) -> GatewayError:
         return Unauthorized(message, challenge=self._challenge)

@@ -5,11 +5,13 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_plane.chain import run
 from data_plane.errors import ConfigError
 from data_plane.exchange import Exchange
-from data_plane.messages import Headers, Response
+from data_plane.messages import Head, Headers, Response
 from data_plane.plugins.key_auth import KeyAuth
 from gateway_schema.entities import KeyAuthCredential
 from gateway_schema.plugins.key_auth import KeyAuthConfig
@@ -228,3 +230,118 @@ def test_kong_identity_is_refused_at_build_time() -> None:
     with pytest.raises(ConfigError, match="not available") as caught:
         plugin(principals={"enabled": True})
     assert caught.value.field == "config.principals.enabled"
+
+
+# Heads that come again.
+
+FIELDS = st.sampled_from(
+    [
+        ("apikey", "alice-key"),
+        ("ApiKey", "bob-key"),
+        ("apikey", "wrong"),
+        ("apikey", ""),
+        ("other-key", "bob-key"),
+        ("X-Consumer-ID", "root"),
+        ("x_consumer_username", "root"),
+        ("X-Anonymous-Consumer", "true"),
+        ("Content-Type", "application/json"),
+        ("Host", "a"),
+    ]
+)
+TARGETS = st.sampled_from(["/", "/?apikey=alice-key&x=1", "/?other-key=wrong", "/a?b"])
+CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "key_names": st.sampled_from([["apikey"], ["other-key", "apikey"], ["Content-Length"]]),
+        "hide_credentials": st.booleans(),
+        "key_in_body": st.booleans(),
+        "key_in_query": st.booleans(),
+        "anonymous": st.just("guest"),
+    },
+)
+BODIES = st.lists(st.sampled_from([b'{"apikey":"bob-key"}', b"{}", b"12345"]), min_size=2, max_size=4)
+PEOPLE = {"alice": ["alice-key", "20"], "bob": ["bob-key"], "guest": []}
+
+
+async def admitted(handler: KeyAuth, subject: Exchange) -> Any:
+    """All that there is to see of an exchange behind key-auth."""
+    response = await ask(handler, subject)
+    answer = (response.status, message(response) if response.status != 200 else "")
+    body = await subject.body_bytes()
+    return (answer, subject.request.headers.raw, subject.request.target, body, subject.consumer, subject.credential)
+
+
+def arrival(head: Head, target: str, body: bytes, *, is_known: bool) -> Exchange:
+    subject = exchange(target=target, body=body)
+    length = str(len(body))
+    subject.request.headers = head.headers(length) if is_known else Headers(head.headers(length).raw)
+    return subject
+
+
+@given(st.lists(FIELDS, max_size=5), st.lists(TARGETS, min_size=1, max_size=2), CONFIGS, BODIES)
+async def test_a_head_that_comes_again_is_let_in_as_if_it_were_new(
+    fields: list[tuple[str, str]], targets: list[str], config: dict[str, Any], bodies: list[bytes]
+) -> None:
+    handler = plugin(PEOPLE, **config)
+    head = Head([*fields, ("Content-Length", "0")])
+    before = head.fields.copy()
+    for body in bodies:
+        for target in targets:
+            known = await admitted(handler, arrival(head, target, body, is_known=True))
+            assert known == await admitted(handler, arrival(head, target, body, is_known=False))
+    assert head.fields == before
+
+
+async def test_what_comes_behind_finds_the_same_head_again_and_cannot_change_it() -> None:
+    handler = plugin()
+    head = Head([("apikey", "alice-key"), ("Content-Length", "1")])
+    origins, fields = set(), []
+    for _ in range(3):
+        subject = arrival(head, "/", b"12", is_known=True)
+        await ask(handler, subject)
+        headers = subject.request.headers
+        assert headers.get("Content-Length") == "2"
+        origins.add(headers.origin)
+        fields.append(headers.raw.copy())
+        headers.add("X-Later", "1")
+        headers.set("X-Consumer-ID", "changed")
+    assert len(origins) == 1
+    assert None not in origins
+    assert fields == [fields[0]] * 3
+
+
+async def test_two_plugins_do_not_share_what_they_concluded() -> None:
+    head = Head([("apikey", "alice-key")])
+    assert (await ask(plugin(), arrival(head, "/", b"", is_known=True))).status == 200
+    assert (await ask(plugin({"bob": ["bob-key"]}), arrival(head, "/", b"", is_known=True))).status == 401
+
+
+async def test_a_known_head_is_let_in_no_longer_than_its_credential_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    supplied = supplies(consumers=CONSUMERS)
+    alice, credential = supplied.consumers_by_key["alice-key"]
+    mortal = credential.model_copy(update={"created_at": 1000, "ttl": 60})
+    supplied.consumers_by_key = {"alice-key": (alice, mortal)}
+    handler = KeyAuth(parse(KeyAuthConfig, {}), supplied)
+    head = Head([("apikey", "alice-key")])
+    seen = []
+    for now in (1001, 1059, 1060, 1061):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        seen.append((await ask(handler, arrival(head, "/", b"", is_known=True))).status)
+    assert seen == [200, 200, 401, 401]
+
+
+async def test_a_known_head_is_not_let_in_once_its_key_has_another_owner() -> None:
+    supplied = supplies(consumers=PEOPLE)
+    handler = KeyAuth(parse(KeyAuthConfig, {}), supplied)
+    head = Head([("apikey", "alice-key")])
+    by_key: dict[str, Any] = supplied.consumers_by_key  # type: ignore[assignment]
+    names = []
+    for owner in ("alice-key", "bob-key"):
+        by_key["alice-key"] = by_key[owner]
+        subject = arrival(head, "/", b"", is_known=True)
+        await ask(handler, subject)
+        assert subject.consumer is not None
+        names.append(subject.consumer.username)
+    assert names == ["alice", "bob"]
+    del by_key["alice-key"]
+    assert (await ask(handler, arrival(head, "/", b"", is_known=True))).status == 401
