@@ -31,31 +31,32 @@ class Breaker:
     clears it, and one more failure keeps it out for another window.
     """
 
-    __slots__ = ("_failures", "_last_failure", "_max_fails", "_window")
+    __slots__ = ("_last_failure", "_max_fails", "_window", "failures")
 
     def __init__(self, max_fails: int, window: float) -> None:
         """`max_fails` 0 switches it off; `window` in seconds."""
         self._max_fails = max_fails
         self._window = window
-        self._failures = 0
+        self.failures = 0
+        """As long as there are none, all is well: nobody need ask `allows` or say `succeeded`."""
         self._last_failure = -math.inf
 
     def allows(self, now: float) -> bool:
-        return self._failures < self._max_fails or not self._max_fails or now - self._last_failure >= self._window
+        return self.failures < self._max_fails or not self._max_fails or now - self._last_failure >= self._window
 
     def failed(self, now: float) -> None:
-        self._failures += 1
+        self.failures += 1
         self._last_failure = now
 
     def succeeded(self, now: float) -> None:
-        if self._failures and now - self._last_failure >= self._window:
-            self._failures = 0
+        if self.failures and now - self._last_failure >= self._window:
+            self.failures = 0
 
     def state(self, now: float) -> str:
         """`off`, `closed` (in use), `open` (out) or `probing` (offered again, not yet proven)."""
         if not self._max_fails:
             return "off"
-        if self._failures < self._max_fails:
+        if self.failures < self._max_fails:
             return "closed"
         return "probing" if self.allows(now) else "open"
 
@@ -88,7 +89,9 @@ class Group(Generic[TargetT]):
         """The next target that was not tried and is not out; None when there is none."""
         targets = self.targets
         if len(targets) == 1:
-            return targets[0] if targets[0] not in tried and targets[0].breaker.allows(now) else None
+            breaker = targets[0].breaker
+            is_in = not breaker.failures or breaker.allows(now)
+            return targets[0] if is_in and targets[0] not in tried else None
         eligible = [target not in tried and target.breaker.allows(now) for target in targets]
         if not any(eligible):
             return None

@@ -47,23 +47,23 @@ class Payload:
 class Attempt:
     """One attempt under way. Every way it may end leads to `end`, which counts only the first time."""
 
-    __slots__ = ("_chat", "_ended", "_started", "call", "payload", "ready", "target")
+    __slots__ = ("_chat", "_ended", "call", "payload", "ready", "started", "target")
 
     def __init__(
         self, exchange: Exchange, plugin_id: str, target: Target, ready: Ready, chat: Mapping[str, Any], stream: bool
     ) -> None:
         self._chat = chat
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._ended = False
         self.target = target
         self.ready = ready
-        self.payload = Payload() if target.config.logging.log_payloads else None
+        self.payload = Payload() if target.logs_payloads else None
         previous = exchange.llm_calls
         self.call = LlmCall(
             plugin_id=plugin_id,
             provider=target.provider,
             request_model=ready.model,
-            model_alias=target.alias or "",
+            model_alias=target.alias_text,
             stream=stream,
             role="fallback" if previous else "selected",
         )
@@ -76,7 +76,7 @@ class Attempt:
     def content_arrived(self) -> None:
         """Generated content is on its way to the client; the first time counts."""
         if self.call.ttft is None:
-            self.call.ttft = time.monotonic() - self._started
+            self.call.ttft = time.monotonic() - self.started
 
     def refused(self, status: int) -> None:
         """The provider answered with something else than 200."""
@@ -107,7 +107,7 @@ class Attempt:
             return
         self._ended = True
         call = self.call
-        call.duration = time.monotonic() - self._started
+        call.duration = time.monotonic() - self.started
         call.error_kind = kind
         if usage is not None:
             call.prompt_tokens = usage.prompt_tokens

@@ -20,7 +20,7 @@ def ai_proxy_object(decision: Decision) -> dict[str, Any] | None:
     if attempt.target.config.logging.log_statistics:
         record["meta"] = _meta(attempt.call)
         record["usage"] = _usage(attempt.call)
-        record["tried_targets"] = [_tried(tried.target.describe(), tried.outcome) for tried in decision.attempts]
+        record["tried_targets"] = [_tried(target.describe(), outcome) for target, outcome in decision.attempts]
         record["decision_id"] = decision.id
     if attempt.payload is not None:
         record["payload"] = _payload(attempt, attempt.payload)

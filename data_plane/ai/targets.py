@@ -23,10 +23,12 @@ from data_plane.ai.templates import expand, expand_name, has_template
 from data_plane.errors import ConfigError, LlmError
 from data_plane.exchange import Exchange
 from data_plane.http1.client import Origin
-from data_plane.messages import BufferedBody, Headers, Request
+from data_plane.messages import BufferedBody, Head, Headers, Request
 from gateway_schema.plugins.ai_proxy_advanced import Balancer as BalancerConfig
 from gateway_schema.plugins.llm import Auth, ModelOptions
 from gateway_schema.plugins.llm import Target as TargetConfig
+
+MODEL_HEADER: Final = "X-Kong-LLM-Model"
 
 _TUNING: Final = ("max_tokens", "temperature", "top_p", "top_k")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -44,6 +46,8 @@ class Ready:
     """A target for one model: everything that a request to it needs."""
 
     model: str
+    model_field: tuple[str, str]
+    """The header that tells the client."""
     options: ModelOptions
     adapter: Adapter
     origin: Origin
@@ -77,12 +81,16 @@ class Target:
         self.number = number
         self.provider = config.model.provider
         self.alias = config.model.model_alias
+        self.alias_text = self.alias or ""
+        self.logs_payloads = config.logging.log_payloads
         self.weight = config.weight
         self.breaker = Breaker(balancer.max_fails, balancer.fail_timeout / 1000)
         self._headers = {
             stream: _fixed_headers(self._auth, agent, accept)
             for stream, accept in ((False, "application/json"), (True, "text/event-stream"))
         }
+        self._heads = {stream: Head(fields) for stream, fields in self._headers.items()}
+        self._asks_nothing = self._needs_no_request()
         self._options = config.model.options or ModelOptions()
         self._templated = self._options.model_dump(exclude_none=True) if self._has_templates() else None
         self._ready = self._prepare_once()
@@ -177,6 +185,7 @@ class Target:
         origin, path = _split(url)
         return Ready(
             model=model,
+            model_field=(MODEL_HEADER, model),
             options=options,
             adapter=self._row.adapter(model, options),
             origin=origin,
@@ -206,6 +215,24 @@ class Target:
         return source
 
     # Addressing and authorising a request.
+
+    def _needs_no_request(self) -> bool:
+        """Whether all that a request to the provider is made of beside its body is known from the configuration."""
+        auth = self._auth
+        overrides = auth.allow_override and auth.header_name is not None
+        credential_elsewhere = auth.param_name is not None and auth.param_value is not None
+        return not overrides and not credential_elsewhere and "content-length" not in self._heads[False].index
+
+    def request_at_once(self, ready: Ready, encoded: EncodedRequest, stream: bool) -> Request | None:
+        """What `request` gives, where nothing in it depends on the exchange or has to be signed; else None.
+
+        The fields are the same every time: whoever writes them finds their head.
+        """
+        if ready.signer is not None or not self._asks_nothing or encoded.headers or encoded.query:
+            return None
+        target = ready.base_path + encoded.path if ready.fixed_path is None else ready.fixed_path
+        headers = self._heads[stream].headers("")
+        return Request(encoded.method, target, headers, BufferedBody(encoded.body), scheme=ready.origin.scheme)
 
     async def request(self, ready: Ready, encoded: EncodedRequest, exchange: Exchange, *, stream: bool) -> Request:
         """The provider's request. Nothing of the client's own headers or query goes into it, unless `allow_override`

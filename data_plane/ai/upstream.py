@@ -19,7 +19,7 @@ import orjson
 
 from data_plane.ai.balancer import ALGORITHMS, Balancer, FailoverRule, Failure, Group
 from data_plane.ai.calls import Attempt
-from data_plane.ai.chat import check_is_chat, read_chat
+from data_plane.ai.chat import chat_at_hand, check_is_chat, read_chat
 from data_plane.ai.decision import HEADER, Decision
 from data_plane.ai.providers.base import EncodedRequest
 from data_plane.ai.relay import Relay
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 MAX_ANSWER: Final = 64 * 1024 * 1024
 """Bytes of a whole answer that are read to be converted."""
-
-MODEL_HEADER: Final = "X-Kong-LLM-Model"
 
 _BETWEEN_HOPS: Final = frozenset(
     {
@@ -57,39 +55,42 @@ _OURS: Final = ("x-kong-", "x-tandem-")
 _KEPT, _OF_BODY, _DROPPED = range(3)
 
 
-@dataclass(slots=True)
+_PASSED_ON: Final = object()
+"""Whose notes on a provider's head are the fields that go on with a whole answer."""
+
+
 class _Question:
     """What one exchange wants of the models."""
 
-    chat: dict[str, Any]
-    model: str | None
-    by_alias: bool
-    stream: bool
-    shows_usage: bool
+    __slots__ = ("by_alias", "chat", "decision", "exchange", "model", "shows_usage", "stream")
+
+    def __init__(self, exchange: Exchange, chat: dict[str, Any], decision: Decision, *, always_streams: bool) -> None:
+        model, stream = chat.get("model"), bool(chat.get("stream"))
+        self.exchange = exchange
+        self.chat = chat
+        self.decision = decision
+        self.model = model if type(model) is str and model else None
+        self.by_alias = False
+        self.stream = stream or always_streams
+        self.shows_usage = False
+        if self.stream:
+            options = chat.get("stream_options")
+            self.shows_usage = isinstance(options, dict) and bool(options.get("include_usage"))
 
 
 @dataclass(slots=True)
-class _Outcome:
-    """What came of an attempt: a response to hand over, or an error to raise; `failure` when another may try."""
+class _Failed:
+    """What came of an attempt without success: an error to raise or a response to hand over, if no other may try."""
 
-    response: Response | None = None
+    failure: Failure
+    verdict: str
     error: GatewayError | None = None
-    failure: Failure | None = None
-    verdict: str = "answered"
+    response: Response | None = None
 
     @property
     def was_not_reached(self) -> bool:
         """Whether the target refused the connection, so that another try is harmless and might succeed."""
-        failure, error = self.failure, self.error
-        return failure is not None and not failure.sent and error is not None and error.kind in ("refused", "reset")
-
-
-@dataclass(slots=True)
-class _Prepared:
-    """An attempt with the bytes it will send."""
-
-    attempt: Attempt
-    encoded: EncodedRequest
+        return not self.failure.sent and self.error is not None and self.error.kind in ("refused", "reset")
 
 
 class ModelUpstream:
@@ -100,7 +101,11 @@ class ModelUpstream:
     ) -> None:
         """Raises ConfigError, naming the field, for what this version cannot run."""
         _check(config)
-        self._config = config
+        self._limit = config.max_request_body_size
+        self._denies_streams = config.response_streaming == "deny"
+        self._always_streams = config.response_streaming == "always"
+        self._names_model = config.model_name_header
+        self._rounds = range(config.balancer.retries + 1)
         self._client = client
         self._plugin_id = plugin_id
         balancer = config.balancer
@@ -115,70 +120,61 @@ class ModelUpstream:
 
     async def send(self, exchange: Exchange) -> Response:
         """Raises LlmError for what the gateway answers itself, UpstreamError when no provider gave an answer."""
-        decision = exchange.decision = Decision(targets=self._targets)
+        decision = exchange.decision = Decision(self._targets)
         try:
-            question, group = await self._ask(exchange, decision)
-            response = await self._try_targets(exchange, question, group, decision)
+            chat = chat_at_hand(exchange, self._limit)
+            if chat is None:
+                chat = await read_chat(exchange, self._limit)
+            check_is_chat(chat)
+            if self._denies_streams and chat.get("stream"):
+                raise LlmError(400, "response streaming is not enabled for this LLM", kind="streaming_denied")
+            question = _Question(exchange, chat, decision, always_streams=self._always_streams)
+            return await self._try_targets(question, self._candidates(question))
         except GatewayError as error:
             error.headers = {**error.headers, HEADER: decision.id}
             raise
-        response.headers.add(HEADER, decision.id)
-        return response
 
     async def close(self) -> None:
         for target in self._targets:
             await target.close()
 
-    # What is asked, and of whom.
+    # Who is asked.
 
-    async def _ask(self, exchange: Exchange, decision: Decision) -> tuple[_Question, Group[Target]]:
-        config = self._config
-        chat = await read_chat(exchange, config.max_request_body_size)
-        check_is_chat(chat)
-        wants_stream = bool(chat.get("stream"))
-        if wants_stream and config.response_streaming == "deny":
-            raise LlmError(400, "response streaming is not enabled for this LLM", kind="streaming_denied")
-        model = chat.get("model")
-        named = model if isinstance(model, str) and model else None
-        group, by_alias = self._balancer.candidates(named)
-        decision.asked_for, decision.by_alias, decision.candidates = named or "", by_alias, group.targets
-        options = chat.get("stream_options")
-        return _Question(
-            chat=chat,
-            model=named,
-            by_alias=by_alias,
-            stream=wants_stream or config.response_streaming == "always",
-            shows_usage=isinstance(options, dict) and bool(options.get("include_usage")),
-        ), group
+    def _candidates(self, question: _Question) -> Group[Target]:
+        decision = question.decision
+        group, by_alias = self._balancer.candidates(question.model)
+        question.by_alias = decision.by_alias = by_alias
+        decision.asked_for, decision.candidates = question.model or "", group.targets
+        return group
 
-    async def _try_targets(
-        self, exchange: Exchange, question: _Question, group: Group[Target], decision: Decision
-    ) -> Response:
+    async def _try_targets(self, question: _Question, group: Group[Target]) -> Response:
+        attempts = question.decision.attempts
         tried: list[Target] = []
-        last: _Outcome | None = None
-        for _ in range(self._config.balancer.retries + 1):
+        last: _Failed | None = None
+        for _ in self._rounds:
             target = self._next_target(group, tried, last)
             if target is None:
                 break
             tried.append(target)
-            attempt = self._prepare(exchange, question, target, decision)
-            if attempt is None:
+            prepared = self._prepare(question, target)
+            if prepared is None:
                 continue
             if last is not None and last.response is not None:
                 await last.response.close()
-            last = await self._attempt(exchange, question, attempt)
-            decision.note(target, last.verdict)
-            if last.failure is None or not self._rule.allows(last.failure):
+            outcome = await self._attempt(question, *prepared)
+            if type(outcome) is Response:
+                attempts.append((target, "answered"))
+                self._note_passed(group, tried, question.decision)
+                return outcome
+            assert type(outcome) is _Failed
+            last = outcome
+            attempts.append((target, last.verdict))
+            if not self._rule.allows(last.failure):
                 break
-        self._note_passed(group, tried, decision)
-        if last is None:
-            raise LlmError(500, "no model is available: every target failed too often lately", kind="no_target")
-        if last.response is not None:
-            return last.response
-        assert last.error is not None
-        raise last.error
+        self._note_passed(group, tried, question.decision)
+        return _conclude(last)
 
-    def _next_target(self, group: Group[Target], tried: list[Target], last: _Outcome | None) -> Target | None:
+    def _next_target(self, group: Group[Target], tried: list[Target], last: _Failed | None) -> Target | None:
         """A target that was not tried; when all were and the last was not even reached, the round begins anew."""
         now = time.monotonic()
         target = group.pick(tried, now)
@@ -188,36 +184,47 @@ class ModelUpstream:
         return target
 
     def _note_passed(self, group: Group[Target], tried: list[Target], decision: Decision) -> None:
+        if len(tried) == len(group.targets):
+            return
         now = time.monotonic()
         for target in group.targets:
-            if target not in tried and not target.breaker.allows(now):
-                decision.pass_over(target, "failed too often lately")
+            if target.breaker.failures and target not in tried and not target.breaker.allows(now):
+                decision.passed_over.append((target, "failed too often lately"))
 
     # One attempt.
 
-    def _prepare(self, exchange: Exchange, question: _Question, target: Target, decision: Decision) -> _Prepared | None:
+    def _prepare(self, question: _Question, target: Target) -> tuple[Attempt, EncodedRequest] | None:
         """Encode for a target. What the first target cannot say is the client's fault (LlmError 400); when a later one
         cannot say it, it is no candidate for this question (None).
         """
+        exchange, decision, chat = question.exchange, question.decision, question.chat
         try:
             ready = target.ready(exchange, question.model, by_alias=question.by_alias)
-            chat = ready.tuned(question.chat)
-            encoded = ready.adapter.encode(chat, stream=question.stream)
+            asked = ready.tuned(chat) if ready.tuning else chat
+            encoded = ready.adapter.encode(asked, stream=question.stream)
         except LlmError as error:
             if not exchange.llm_calls:
                 raise
-            decision.pass_over(target, error.message)
+            decision.passed_over.append((target, error.message))
             return None
-        attempt = Attempt(exchange, self._plugin_id, target, ready, chat, question.stream)
+        attempt = Attempt(exchange, self._plugin_id, target, ready, asked, question.stream)
         if attempt.payload is not None:
             attempt.payload.request = encoded.body
         decision.last = attempt
-        return _Prepared(attempt, encoded)
+        return attempt, encoded
 
-    async def _attempt(self, exchange: Exchange, question: _Question, prepared: _Prepared) -> _Outcome:
-        attempt = prepared.attempt
+    async def _attempt(self, question: _Question, attempt: Attempt, encoded: EncodedRequest) -> Response | _Failed:
         try:
-            return await self._send(exchange, question, attempt, prepared.encoded)
+            return await self._ask(question, attempt, encoded)
+        except IdentityFailed as error:
+            log.error("exchange %s: %s", question.exchange.id, error.detail)
+            return self._failed(attempt, error, Failure("error", sent=False))
+        except UpstreamError as error:
+            if error.detail:
+                log.warning(
+                    "exchange %s: %s: %s (%s)", question.exchange.id, attempt.ready.model, error.kind, error.detail
+                )
+            return self._failed(attempt, error, Failure.of(error))
         except asyncio.CancelledError:
             attempt.abandoned()
             raise
@@ -225,36 +232,33 @@ class ModelUpstream:
             attempt.end(None, kind=getattr(error, "kind", "internal"))
             raise
 
-    async def _send(
-        self, exchange: Exchange, question: _Question, attempt: Attempt, encoded: EncodedRequest
-    ) -> _Outcome:
-        target, ready = attempt.target, attempt.ready
-        exchange.marks.upstream_started = time.monotonic()
-        try:
-            request = await target.request(ready, encoded, exchange, stream=question.stream)
-            response = await self._client.send(ready.origin, request, self._timeouts)
-            exchange.marks.first_byte = time.monotonic()
-            exchange.upstream_status = attempt.call.status = response.status
-            if response.status != 200:
-                return self._refused(attempt, response)
-            answer = self._streamed if question.stream else self._whole
-            outcome = await answer(exchange, question, attempt, response)
-        except IdentityFailed as error:
-            log.error("exchange %s: %s", exchange.id, error.detail)
-            return self._failed(attempt, error, Failure("error", sent=False))
-        except UpstreamError as error:
-            if error.detail:
-                log.warning("exchange %s: %s: %s (%s)", exchange.id, ready.model, error.kind, error.detail)
-            return self._failed(attempt, error, Failure.of(error))
-        target.breaker.succeeded(time.monotonic())
-        return outcome
+    async def _ask(self, question: _Question, attempt: Attempt, encoded: EncodedRequest) -> Response | _Failed:
+        exchange, target, ready, stream = question.exchange, attempt.target, attempt.ready, question.stream
+        exchange.marks.upstream_started = attempt.started
+        request = target.request_at_once(ready, encoded, stream)
+        if request is None:
+            request = await target.request(ready, encoded, exchange, stream=stream)
+        response = await self._client.send(ready.origin, request, self._timeouts)
+        exchange.marks.first_byte = time.monotonic()
+        exchange.upstream_status = attempt.call.status = response.status
+        if response.status != 200:
+            return self._refused(question, attempt, response)
+        if stream:
+            answer = await self._streamed(question, attempt, response)
+        elif type(response.body) is bytes and not response.is_held:
+            answer = self._answered(question, attempt, response.headers, _passed_on(response), response.body)
+        else:
+            answer = await self._whole(question, attempt, response)
+        if target.breaker.failures:
+            target.breaker.succeeded(time.monotonic())
+        return answer
 
-    def _failed(self, attempt: Attempt, error: GatewayError, failure: Failure) -> _Outcome:
+    def _failed(self, attempt: Attempt, error: GatewayError, failure: Failure) -> _Failed:
         attempt.end(None, kind=error.kind)
         attempt.target.breaker.failed(time.monotonic())
-        return _Outcome(error=error, failure=failure, verdict=error.kind)
+        return _Failed(failure, error.kind, error=error)
 
-    def _refused(self, attempt: Attempt, response: Response) -> _Outcome:
+    def _refused(self, question: _Question, attempt: Attempt, response: Response) -> _Failed:
         """Another status than 200: it passes unchanged, if no other target may try."""
         attempt.refused(response.status)
         failure = Failure(f"http_{response.status}", sent=True)
@@ -265,37 +269,39 @@ class ModelUpstream:
             breaker.succeeded(now)
         passed = Response(
             response.status,
-            Headers(_kept(response.headers, with_body=True)),
+            Headers.adopt([*_kept(response.headers, with_body=True), (HEADER, question.decision.id)]),
             response.body,
             source="upstream",
             reason=response.reason,
         )
         passed.on_close(response.close)
-        return _Outcome(response=passed, failure=failure, verdict=f"status {response.status}")
+        return _Failed(failure, f"status {response.status}", response=passed)
 
-    async def _whole(self, exchange: Exchange, question: _Question, attempt: Attempt, response: Response) -> _Outcome:
+    async def _whole(self, question: _Question, attempt: Attempt, response: Response) -> Response:
+        """An answer that is still arriving, or must be given back."""
         try:
-            _check_encoding(response)
+            kept = _passed_on(response)
             body = await response.read(MAX_ANSWER)
         except PayloadTooLarge:
             raise InvalidResponse("too_large", f"an answer of more than {MAX_ANSWER} bytes", sent=True) from None
         finally:
             await response.close()
-        decoded = attempt.ready.adapter.decode(body, response.headers)
-        headers = _kept(response.headers, with_body=False)
-        if decoded.body is None:
-            headers.append(("Content-Type", response.headers.get("content-type") or "application/json"))
-        else:
+        return self._answered(question, attempt, response.headers, kept, body)
+
+    def _answered(
+        self, question: _Question, attempt: Attempt, headers: Headers, kept: list[tuple[str, str]], body: bytes
+    ) -> Response:
+        """A whole answer in OpenAI's shape. `kept`: the provider's fields that go on, its body's type the last."""
+        decoded = attempt.ready.adapter.decode(body, headers)
+        if decoded.body is not None:
             body = orjson.dumps(decoded.body)
-            headers.append(("Content-Type", "application/json"))
+            kept = [*kept[:-1], ("Content-Type", "application/json")]
         if attempt.payload is not None:
             attempt.payload.response = body
         attempt.answered(decoded.usage, decoded.text_length, decoded.model, decoded.finish_reason, decoded.service_tier)
-        return _Outcome(response=self._answer(attempt, headers, body))
+        return self._answer(question, attempt, kept, body)
 
-    async def _streamed(
-        self, exchange: Exchange, question: _Question, attempt: Attempt, response: Response
-    ) -> _Outcome:
+    async def _streamed(self, question: _Question, attempt: Attempt, response: Response) -> Response:
         adapter = attempt.ready.adapter
         given = (response.headers.get("content-type") or "").partition(";")[0].strip().lower()
         try:
@@ -306,16 +312,40 @@ class ModelUpstream:
             await response.close()
             raise
         decoder = adapter.stream_decoder(response.headers)
-        relay = Relay(exchange, attempt, decoder, response, shows_usage=question.shows_usage)
+        relay = Relay(question.exchange, attempt, decoder, response, shows_usage=question.shows_usage)
         headers = [*_kept(response.headers, with_body=False), ("Content-Type", "text/event-stream")]
-        answer = self._answer(attempt, headers, relay)
+        answer = self._answer(question, attempt, headers, relay)
         answer.on_close(relay.close)
-        return _Outcome(response=answer)
+        return answer
 
-    def _answer(self, attempt: Attempt, headers: list[tuple[str, str]], body: Any) -> Response:
-        if self._config.model_name_header:
-            headers.append((MODEL_HEADER, attempt.ready.model))
-        return Response(200, Headers(headers), body, source="upstream")
+    def _answer(self, question: _Question, attempt: Attempt, kept: list[tuple[str, str]], body: Any) -> Response:
+        decided = (HEADER, question.decision.id)
+        fields = [*kept, attempt.ready.model_field, decided] if self._names_model else [*kept, decided]
+        return Response(200, Headers.adopt(fields), body, source="upstream")
+
+
+def _conclude(last: _Failed | None) -> Response:
+    """What the client gets when no target answered."""
+    if last is None:
+        raise LlmError(500, "no model is available: every target failed too often lately", kind="no_target")
+    if last.response is not None:
+        return last.response
+    assert last.error is not None
+    raise last.error
+
+
+def _passed_on(response: Response) -> list[tuple[str, str]]:
+    """The fields that go on with a whole answer, its type the last; to be read only. Raises InvalidResponse."""
+    headers = response.headers
+    origin = headers.origin
+    fields: list[tuple[str, str]] | None = None if origin is None else origin.notes.get(_PASSED_ON)
+    if fields is None:
+        _check_encoding(response)
+        fields = _kept(headers, with_body=False)
+        fields.append(("Content-Type", headers.get("content-type") or "application/json"))
+        if origin is not None:
+            origin.note(_PASSED_ON, fields)
+    return fields
 
 
 def _check_encoding(response: Response) -> None:

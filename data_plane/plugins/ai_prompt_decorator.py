@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_plane.ai.chat import has_messages, read_chat, replace_chat
+from data_plane.ai.chat import chat_at_hand, has_messages, mark_changed, read_chat
 from data_plane.errors import ConfigError, LlmError
 from data_plane.exchange import Exchange, Proceed, Supplies
 from data_plane.messages import Response
@@ -21,19 +21,20 @@ class AiPromptDecorator:
         self._limit = config.max_request_body_size
 
     async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
-        if self._before or self._after:
-            await self._decorate(exchange)
-        return await proceed(exchange)
-
-    async def _decorate(self, exchange: Exchange) -> None:
+        if not (self._before or self._after):
+            return await proceed(exchange)
         try:
-            chat = await read_chat(exchange, self._limit)
+            chat = chat_at_hand(exchange, self._limit)
+            if chat is None:
+                chat = await read_chat(exchange, self._limit)
         except LlmError as error:
             raise _NotAChat from error
         if not has_messages(chat):
             raise _NotAChat
         # A new list: the configuration's is shared by all exchanges, and others may look at the chat's own.
-        replace_chat(exchange, {**chat, "messages": [*self._before, *chat["messages"], *self._after]})
+        chat["messages"] = [*self._before, *chat["messages"], *self._after]
+        mark_changed(exchange)
+        return await proceed(exchange)
 
 
 class _NotAChat(LlmError):

@@ -8,7 +8,7 @@ OpenAI chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import orjson
@@ -32,16 +32,28 @@ class Usage:
     """What of `cache_write_tokens` the provider broke down by lifetime (`5m`, `1h`)."""
 
 
-@dataclass(slots=True)
+_NOTHING: Final[Mapping[str, str]] = {}
+
+
 class EncodedRequest:
     """A provider's request: relative to the provider's base URL, not yet authorised."""
 
-    path: str
-    """Percent-encoded as it goes on the wire."""
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-    method: str = "POST"
-    query: dict[str, str] = field(default_factory=dict)
+    __slots__ = ("body", "headers", "method", "path", "query")
+
+    def __init__(
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str] = _NOTHING,
+        method: str = "POST",
+        query: Mapping[str, str] = _NOTHING,
+    ) -> None:
+        self.path = path
+        """Percent-encoded as it goes on the wire."""
+        self.body = body
+        self.headers = headers
+        self.method = method
+        self.query = query
 
 
 @dataclass(slots=True)

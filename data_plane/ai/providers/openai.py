@@ -10,6 +10,7 @@ import orjson
 from data_plane.ai.framing import FramingError, SseReader
 from data_plane.ai.providers.base import (
     DONE,
+    MAX_TOKENS,
     DecodedResponse,
     EncodedRequest,
     Fields,
@@ -58,21 +59,24 @@ class OpenAiAdapter:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
             answer = None
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list):
+        choices = answer.get("choices") if type(answer) is dict else None
+        if type(choices) is not list:
             raise LlmError(
                 500,
                 "transformation failed from type openai://llm/v1/chat: 'choices' not in llm/v1/chat response",
                 kind="transformation",
             )
         usage = read_usage(answer.get("usage"))
+        model, service_tier = answer.get("model"), answer.get("service_tier")
+        first = choices[0] if choices else None
+        reason = first.get("finish_reason") if type(first) is dict else ""
         return DecodedResponse(
-            body=None,
-            model=_text(answer.get("model")),
-            usage=usage,
-            finish_reason=_finish_reason(choices),
-            service_tier=_text(answer.get("service_tier")),
-            text_length=0 if usage is not None else sum(_message_size(choice) for choice in choices),
+            None,
+            model if type(model) is str else "",
+            usage,
+            reason if type(reason) is str else "",
+            service_tier if type(service_tier) is str else "",
+            0 if usage is not None else sum([_message_size(choice) for choice in choices]),
         )
 
     def stream_decoder(self, headers: Fields) -> OpenAiStream:
@@ -171,26 +175,24 @@ class OpenAiStream:
 
 def read_usage(usage: Any) -> Usage | None:
     """OpenAI's usage record; None when there is none."""
-    if not isinstance(usage, dict):
+    if type(usage) is not dict:
         return None
-    prompt_details = usage.get("prompt_tokens_details")
-    completion_details = usage.get("completion_tokens_details")
-    return Usage(
-        prompt_tokens=count(usage.get("prompt_tokens")),
-        completion_tokens=count(usage.get("completion_tokens")),
-        cached_tokens=count(prompt_details.get("cached_tokens")) if isinstance(prompt_details, dict) else 0,
-        reasoning_tokens=(
-            count(completion_details.get("reasoning_tokens")) if isinstance(completion_details, dict) else 0
-        ),
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    read = Usage(  # `count`, written out: these two are there nearly always
+        prompt if type(prompt) is int and 0 < prompt <= MAX_TOKENS else 0,
+        completion if type(completion) is int and 0 < completion <= MAX_TOKENS else 0,
     )
+    details = usage.get("prompt_tokens_details")
+    if type(details) is dict:
+        read.cached_tokens = count(details.get("cached_tokens"))
+    details = usage.get("completion_tokens_details")
+    if type(details) is dict:
+        read.reasoning_tokens = count(details.get("reasoning_tokens"))
+    return read
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _finish_reason(choices: list[Any]) -> str:
-    return _text(choices[0].get("finish_reason")) if choices and isinstance(choices[0], dict) else ""
 
 
 def _message_size(choice: Any) -> int:

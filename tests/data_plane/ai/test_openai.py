@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_plane.ai.providers import PROVIDERS
-from data_plane.ai.providers.openai import OpenAiAdapter
+from data_plane.ai.providers.base import MAX_TOKENS, Usage
+from data_plane.ai.providers.openai import OpenAiAdapter, read_usage
 from gateway_schema.plugins.llm import ModelOptions
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -95,3 +98,74 @@ def test_a_stream_whose_answer_was_finished_counts_as_complete_without_its_end_m
 
     assert event.data == b"[DONE]"
     assert decoder.done
+
+
+NUMBERS: Any = st.sampled_from([None, True, 0, 1, -1, 21, 1.5, "7", MAX_TOKENS, MAX_TOKENS + 1, [], {}])
+DETAILS = st.none() | st.just([1]) | st.fixed_dictionaries({}, optional={"cached_tokens": NUMBERS})
+USAGES: Any = (
+    st.none()
+    | st.just([])
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "prompt_tokens": NUMBERS,
+            "completion_tokens": NUMBERS,
+            "prompt_tokens_details": DETAILS,
+            "completion_tokens_details": st.none() | st.fixed_dictionaries({"reasoning_tokens": NUMBERS}),
+        },
+    )
+)
+
+
+@given(USAGES)
+def test_a_usage_record_is_read_number_by_number(usage: Any) -> None:
+    read = read_usage(usage)
+    if not isinstance(usage, dict):
+        assert read is None
+        return
+
+    def number(*path: str) -> int:
+        value: Any = usage
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if type(value) is int and 0 < value <= MAX_TOKENS else 0
+
+    assert read == Usage(
+        prompt_tokens=number("prompt_tokens"),
+        completion_tokens=number("completion_tokens"),
+        cached_tokens=number("prompt_tokens_details", "cached_tokens"),
+        reasoning_tokens=number("completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def message_text(choice: Any) -> str:
+    """All the text that was generated for a choice."""
+    message = (choice or {}).get("message", {})
+    return "".join([message.get("content", ""), *(c["function"]["arguments"] for c in message.get("tool_calls", ()))])
+
+
+@given(
+    st.sampled_from([None, "m", 1, []]),
+    st.lists(
+        st.sampled_from(
+            [
+                None,
+                {},
+                {"finish_reason": "stop"},
+                {"finish_reason": 3, "message": {"content": "é"}},
+                {"message": {"content": "abc", "tool_calls": [{"function": {"arguments": "{}"}}]}},
+            ]
+        ),
+        max_size=3,
+    ),
+    USAGES,
+)
+def test_an_odd_answer_is_taken_for_what_it_is(name: Any, choices: list[Any], usage: Any) -> None:
+    answer = {"model": name, "service_tier": name, "choices": choices, "usage": usage}
+    decoded = OpenAiAdapter("gpt-4o", ModelOptions()).decode(json.dumps(answer).encode(), {})
+    assert decoded.body is None
+    assert decoded.model == decoded.service_tier == ("m" if name == "m" else "")
+    assert decoded.finish_reason == ("stop" if choices and choices[0] == {"finish_reason": "stop"} else "")
+    sizes = [len(message_text(choice).encode()) for choice in choices]
+    assert decoded.text_length == (0 if isinstance(usage, dict) else sum(sizes))
+    assert (decoded.usage is not None) == isinstance(usage, dict)
