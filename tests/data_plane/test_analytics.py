@@ -196,5 +196,5 @@ def test_what_is_remembered_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.integers(0, (1 << 63) - 1))
 def test_a_moment_is_written_as_any_number(us: int) -> None:
     assert analytics._moment(us) == analytics._varint(us)
-    parsed = analytics_pb2.RequestEvent.FromString(analytics._STARTED + analytics._moment(us))
+    parsed = pb.RequestEvent.FromString(analytics._STARTED + analytics._moment(us))
     assert parsed.started_us == us
