@@ -66,6 +66,8 @@ class Pipeline:
         except asyncio.CancelledError:
             self.finished(exchange, Response(0, source="gateway_error"), Sent())
             raise
+        if request.ride is not None:
+            request.ride.drop()  # It never came to where its answer would have been waited for.
         exchange.response = response
         self.complete_head(exchange, response)
         return response, exchange
@@ -192,19 +194,18 @@ class Pipeline:
         headers, marks = response.headers, exchange.marks
         if response.source == "upstream" and marks.first_attempt is not None:
             started, first_byte = marks.upstream_started or 0.0, marks.first_byte or 0.0
-            headers.extend(
-                (
-                    ("X-Kong-Upstream-Latency", str(int((first_byte - started) * 1000))),
-                    ("X-Kong-Proxy-Latency", str(int((marks.first_attempt - marks.received) * 1000))),
-                    ("X-Kong-Request-Id", exchange.id),
-                )
-            )
+            fields = [
+                ("X-Kong-Upstream-Latency", str(int((first_byte - started) * 1000))),
+                ("X-Kong-Proxy-Latency", str(int((marks.first_attempt - marks.received) * 1000))),
+                ("X-Kong-Request-Id", exchange.id),
+            ]
             if exchange.plan is None or exchange.upstream is not exchange.plan.upstream:
                 # Not a service of ours, whose headers have been seen to.
                 if "via" not in headers:
-                    headers.add("Via", VIA)
+                    fields.append(("Via", VIA))
                 if "server" not in headers:
-                    headers.add("Server", SERVER)
+                    fields.append(("Server", SERVER))
+            headers.extend(fields)
         else:
             headers.add("X-Kong-Response-Latency", str(int((time.monotonic() - marks.received) * 1000)))
             headers.add("X-Kong-Request-Id", exchange.id)

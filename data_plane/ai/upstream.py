@@ -25,10 +25,11 @@ from data_plane.ai.providers.base import EncodedRequest
 from data_plane.ai.relay import Relay
 from data_plane.ai.targets import IdentityFailed, Target
 from data_plane.errors import ConfigError, GatewayError, InvalidResponse, LlmError, PayloadTooLarge, UpstreamError
-from data_plane.exchange import Exchange
+from data_plane.exchange import Departure, Exchange
 from data_plane.http1.client import Client
+from data_plane.http1.framing import request_head
 from data_plane.http1.limits import Timeouts
-from data_plane.messages import Headers, Response
+from data_plane.messages import Head, Headers, Response
 from gateway_schema.plugins.ai_proxy_advanced import AiProxyAdvancedConfig
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,6 @@ _BETWEEN_HOPS: Final = frozenset(
 _BODY_HEADERS: Final = frozenset({"content-length", "content-type", "content-encoding"})
 _OURS: Final = ("x-kong-", "x-tandem-")
 _KEPT, _OF_BODY, _DROPPED = range(3)
-
-
-_PASSED_ON: Final = object()
-"""Whose notes on a provider's head are the fields that go on with a whole answer."""
 
 
 class _Question:
@@ -137,6 +134,45 @@ class ModelUpstream:
     async def close(self) -> None:
         for target in self._targets:
             await target.close()
+
+    # Without waiting (`exchange.QuickUpstream`).
+
+    def depart(self, exchange: Exchange) -> Departure | None:
+        """For questions that one target only may answer, whole: choosing among several counts, and streams differ."""
+        chat = chat_at_hand(exchange, self._limit)
+        if chat is None or self._always_streams or chat.get("stream"):
+            return None
+        check_is_chat(chat)
+        decision = exchange.decision = Decision(self._targets)
+        question = _Question(exchange, chat, decision, always_streams=False)
+        targets = self._candidates(question).targets
+        if len(targets) != 1 or targets[0].breaker.failures:
+            return None
+        prepared = self._prepare(question, targets[0])
+        if prepared is None:
+            return None
+        attempt, encoded = prepared
+        origin = attempt.ready.origin
+        request, pool = targets[0].request_at_once(attempt.ready, encoded, False), self._client.pool(origin)
+        behind = pool.take() if pool is not None and request is not None else None
+        if behind is None or request is None:
+            return None
+        data = request_head(request, origin, len(encoded.body)) + encoded.body
+        return behind, encoded.method, data, self._timeouts
+
+    def land(self, exchange: Exchange, response: Response) -> Response | None:
+        decision = exchange.decision
+        if response.status != 200 or decision is None or decision.last is None or type(response.body) is not bytes:
+            return None
+        attempt = decision.last
+        exchange.upstream_status = 200
+        answer = self._answered(decision, attempt, response, response.body)
+        decision.attempts.append((attempt.target, "answered"))
+        return answer
+
+    def forsake(self, exchange: Exchange) -> None:
+        if exchange.decision is not None and exchange.decision.last is not None:
+            exchange.decision.last.abandoned()
 
     # Who is asked.
 
@@ -238,6 +274,10 @@ class ModelUpstream:
         request = target.request_at_once(ready, encoded, stream)
         if request is None:
             request = await target.request(ready, encoded, exchange, stream=stream)
+        ride = exchange.request.ride
+        if ride is not None:
+            request.ride, exchange.request.ride = ride, None
+            attempt.started = exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
         response = await self._client.send(ready.origin, request, self._timeouts)
         exchange.marks.first_byte = time.monotonic()
         exchange.upstream_status = attempt.call.status = response.status
@@ -246,7 +286,7 @@ class ModelUpstream:
         if stream:
             answer = await self._streamed(question, attempt, response)
         elif type(response.body) is bytes and not response.is_held:
-            answer = self._answered(question, attempt, response.headers, _passed_on(response), response.body)
+            answer = self._answered(question.decision, attempt, response, response.body)
         else:
             answer = await self._whole(question, attempt, response)
         if target.breaker.failures:
@@ -280,26 +320,42 @@ class ModelUpstream:
     async def _whole(self, question: _Question, attempt: Attempt, response: Response) -> Response:
         """An answer that is still arriving, or must be given back."""
         try:
-            kept = _passed_on(response)
+            _check_encoding(response)
             body = await response.read(MAX_ANSWER)
         except PayloadTooLarge:
             raise InvalidResponse("too_large", f"an answer of more than {MAX_ANSWER} bytes", sent=True) from None
         finally:
             await response.close()
-        return self._answered(question, attempt, response.headers, kept, body)
+        return self._answered(question.decision, attempt, response, body)
 
-    def _answered(
-        self, question: _Question, attempt: Attempt, headers: Headers, kept: list[tuple[str, str]], body: bytes
-    ) -> Response:
-        """A whole answer in OpenAI's shape. `kept`: the provider's fields that go on, its body's type the last."""
-        decoded = attempt.ready.adapter.decode(body, headers)
+    def _answered(self, decision: Decision, attempt: Attempt, response: Response, body: bytes) -> Response:
+        """A whole answer in OpenAI's shape. Raises InvalidResponse for one that is compressed."""
+        origin = response.headers.origin
+        onward: Head | None = None if origin is None else origin.notes.get(attempt.ready.adapter)
+        if onward is None:
+            _check_encoding(response)
+        decoded = attempt.ready.adapter.decode(body, response.headers)
         if decoded.body is not None:
             body = orjson.dumps(decoded.body)
-            kept = [*kept[:-1], ("Content-Type", "application/json")]
+        if onward is None:
+            onward = Head(self._onward(attempt, response.headers, converted=decoded.body is not None))
+            if origin is not None:
+                origin.note(attempt.ready.adapter, onward)
         if attempt.payload is not None:
             attempt.payload.response = body
         attempt.answered(decoded.usage, decoded.text_length, decoded.model, decoded.finish_reason, decoded.service_tier)
-        return self._answer(question, attempt, kept, body)
+        headers = onward.headers("")
+        headers.add(HEADER, decision.id)
+        return Response(200, headers, body, source="upstream")
+
+    def _onward(self, attempt: Attempt, headers: Headers, *, converted: bool) -> list[tuple[str, str]]:
+        """The fields that go on with a whole answer. Which kind of answers a target converts is always the same."""
+        fields = _kept(headers, with_body=False)
+        given = None if converted else headers.get("content-type")
+        fields.append(("Content-Type", given or "application/json"))
+        if self._names_model:
+            fields.append(attempt.ready.model_field)
+        return fields
 
     async def _streamed(self, question: _Question, attempt: Attempt, response: Response) -> Response:
         adapter = attempt.ready.adapter
@@ -313,15 +369,13 @@ class ModelUpstream:
             raise
         decoder = adapter.stream_decoder(response.headers)
         relay = Relay(question.exchange, attempt, decoder, response, shows_usage=question.shows_usage)
-        headers = [*_kept(response.headers, with_body=False), ("Content-Type", "text/event-stream")]
-        answer = self._answer(question, attempt, headers, relay)
+        fields = [*_kept(response.headers, with_body=False), ("Content-Type", "text/event-stream")]
+        if self._names_model:
+            fields.append(attempt.ready.model_field)
+        fields.append((HEADER, question.decision.id))
+        answer = Response(200, Headers.adopt(fields), relay, source="upstream")
         answer.on_close(relay.close)
         return answer
-
-    def _answer(self, question: _Question, attempt: Attempt, kept: list[tuple[str, str]], body: Any) -> Response:
-        decided = (HEADER, question.decision.id)
-        fields = [*kept, attempt.ready.model_field, decided] if self._names_model else [*kept, decided]
-        return Response(200, Headers.adopt(fields), body, source="upstream")
 
 
 def _conclude(last: _Failed | None) -> Response:
@@ -332,20 +386,6 @@ def _conclude(last: _Failed | None) -> Response:
         return last.response
     assert last.error is not None
     raise last.error
-
-
-def _passed_on(response: Response) -> list[tuple[str, str]]:
-    """The fields that go on with a whole answer, its type the last; to be read only. Raises InvalidResponse."""
-    headers = response.headers
-    origin = headers.origin
-    fields: list[tuple[str, str]] | None = None if origin is None else origin.notes.get(_PASSED_ON)
-    if fields is None:
-        _check_encoding(response)
-        fields = _kept(headers, with_body=False)
-        fields.append(("Content-Type", headers.get("content-type") or "application/json"))
-        if origin is not None:
-            origin.note(_PASSED_ON, fields)
-    return fields
 
 
 def _check_encoding(response: Response) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from data_plane.ai.chat import chat_at_hand, has_messages, mark_changed, read_chat
 from data_plane.errors import ConfigError, LlmError
 from data_plane.exchange import Exchange, Proceed, Supplies
@@ -20,21 +22,33 @@ class AiPromptDecorator:
         self._after = _messages(prompts.append if prompts is not None else None)
         self._limit = config.max_request_body_size
 
-    async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
+    def prelude(self, exchange: Exchange) -> bool:
         if not (self._before or self._after):
-            return await proceed(exchange)
+            return True
         try:
             chat = chat_at_hand(exchange, self._limit)
-            if chat is None:
-                chat = await read_chat(exchange, self._limit)
         except LlmError as error:
             raise _NotAChat from error
+        if chat is None:
+            return False
+        self._decorate(exchange, chat)
+        return True
+
+    async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
+        if not self.prelude(exchange):
+            try:
+                chat = await read_chat(exchange, self._limit)
+            except LlmError as error:
+                raise _NotAChat from error
+            self._decorate(exchange, chat)
+        return await proceed(exchange)
+
+    def _decorate(self, exchange: Exchange, chat: dict[str, Any]) -> None:
         if not has_messages(chat):
             raise _NotAChat
         # A new list: the configuration's is shared by all exchanges, and others may look at the chat's own.
         chat["messages"] = [*self._before, *chat["messages"], *self._after]
         mark_changed(exchange)
-        return await proceed(exchange)
 
 
 class _NotAChat(LlmError):

@@ -19,8 +19,12 @@ class AiProxyAdvanced:
         agent = f"tandem/{supplies.version}" if supplies.version else "tandem"
         self._models = ModelUpstream(config, supplies.client, supplies.environment, supplies.plugin_id, agent)
 
-    async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
+    def prelude(self, exchange: Exchange) -> bool:
         exchange.upstream = self._models
+        return True
+
+    async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
+        self.prelude(exchange)
         return await proceed(exchange)
 
     def log(self, exchange: Exchange, record: dict[str, Any]) -> None:

@@ -72,11 +72,21 @@ class KeyAuth:
         self._challenge = f'Key realm="{_quoted(config.realm)}"' if config.realm else "Key"
 
     async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
+        self._enter(exchange, await _read_fields(exchange) if self._config.key_in_body else None)
+        return await proceed(exchange)
+
+    def prelude(self, exchange: Exchange) -> bool:
+        if self._config.key_in_body:
+            return False
+        self._enter(exchange, None)
+        return True
+
+    def _enter(self, exchange: Exchange, body: _Fields | None) -> None:
         config = self._config
         if exchange.request.method == "OPTIONS" and not config.run_on_preflight:
-            return await proceed(exchange)
+            return
         if config.anonymous and exchange.credential is not None:
-            return await proceed(exchange)  # another authentication plugin has named the consumer already
+            return  # another authentication plugin has named the consumer already
         request = exchange.request
         origin = request.headers.origin
         if origin is not None:
@@ -88,20 +98,19 @@ class KeyAuth:
                     exchange.credential = credential
                     request.headers = known.head.headers(request.headers.get("content-length") or "")
                     request.target = known.new_target
-                    return await proceed(exchange)
+                    return
         try:
-            await self._authenticate(exchange, origin)
+            self._authenticate(exchange, origin, body)
         except Unauthorized:
             if not config.anonymous:
                 raise
             self._admit_anonymous(exchange, config.anonymous)
-        return await proceed(exchange)
 
-    async def _authenticate(self, exchange: Exchange, origin: Head | None) -> None:
+    def _authenticate(self, exchange: Exchange, origin: Head | None, body: _Fields | None) -> None:
         request = exchange.request
         target = request.target
         try:
-            key = await self._take_key(exchange)
+            key = self._take_key(exchange, body)
         except DuplicateKey:
             raise self._refusal("Duplicate API key found") from None
         if key is None:
@@ -127,10 +136,9 @@ class KeyAuth:
     def _refusal(self, message: str) -> GatewayError:
         return Unauthorized(message, challenge=self._challenge)
 
-    async def _take_key(self, exchange: Exchange) -> str | None:
+    def _take_key(self, exchange: Exchange, body: _Fields | None) -> str | None:
         """The first key under the configured names: header, then query, then body, name by name."""
         config = self._config
-        body = await _read_fields(exchange) if config.key_in_body else None
         for name in config.key_names:
             key = None
             if config.key_in_header:
