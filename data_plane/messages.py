@@ -39,6 +39,12 @@ class Head:
             self.notes.clear()
         self.notes[whose] = what
 
+    def followed_by(self, *fields: tuple[str, str]) -> Headers:
+        """These fields and more."""
+        headers = Headers.adopt([*self.fields, *fields])
+        headers.base = self
+        return headers
+
     def headers(self, length: str) -> Headers:
         """These fields, with `length` for the value of Content-Length, where they have one."""
         fields = self.fields
@@ -156,8 +162,12 @@ class Headers:
         return Headers(self.raw)
 
     def __contains__(self, name: str) -> bool:
-        index = self._index
-        return name.lower() in (self._build() if index is None else index)
+        index, base, lowered = self._index, self.base, name.lower()
+        if index is not None:
+            return lowered in index
+        if base is None:
+            return lowered in self._build()
+        return lowered in base.index or any(pair[0].lower() == lowered for pair in self.raw[len(base.fields) :])
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self.raw)

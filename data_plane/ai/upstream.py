@@ -344,9 +344,7 @@ class ModelUpstream:
         if attempt.payload is not None:
             attempt.payload.response = body
         attempt.answered(decoded.usage, decoded.text_length, decoded.model, decoded.finish_reason, decoded.service_tier)
-        headers = onward.headers("")
-        headers.add(HEADER, decision.id)
-        return Response(200, headers, body, source="upstream")
+        return Response(200, onward.followed_by((HEADER, decision.id)), body, source="upstream")
 
     def _onward(self, attempt: Attempt, headers: Headers, *, converted: bool) -> list[tuple[str, str]]:
         """The fields that go on with a whole answer. Which kind of answers a target converts is always the same."""

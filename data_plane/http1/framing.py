@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
@@ -105,16 +106,35 @@ class ResponseHead:
 
 def response_head(response: Response, method: str, http_1_0: bool, keep_alive: bool) -> ResponseHead:
     """Serialise a head. Raises InvalidHeader."""
-    status, headers = response.status, response.headers
-    lines: list[str] = []
+    status, headers, body = response.status, response.headers, response.body
     base = headers.base
-    if base is not None and method != "HEAD" and status not in _WITHOUT_BODY:
-        block = base.notes.get(_BLOCK) or _write_block(base)
-        fields = headers.raw[len(base.fields) :]
-        dated, keep_alive = block.dated, keep_alive and not block.closes
-        declared = headers.get("content-length") if block.has_length else None
-    else:
-        block, fields, dated, declared = None, headers.raw, False, None
+    if base is None or method == "HEAD" or status < 200 or status in _WITHOUT_BODY:
+        return _response_head(response, method, http_1_0, keep_alive, _NOTHING, headers.raw, None)
+    block: _Block = base.notes.get(_BLOCK) or _write_block(base)
+    fields = headers.raw[len(base.fields) :]
+    if block.dated and keep_alive and not (block.closes or http_1_0) and type(body) is bytes:
+        # The commonest case: what was added are plain fields.
+        lines = [f"{name}: {value}\r\n" for name, value in fields if _kinds.get(name) == _PLAIN]
+        if len(lines) == len(fields):
+            lines.append(f"Content-Length: {len(body)}\r\n")
+            data = b"%b%b%b" % (_status_line(status, response.reason), block.data, _encode(lines))
+            return ResponseHead(data, BY_LENGTH, len(body), True)
+    declared = headers.get("content-length") if block.has_length else None
+    return _response_head(response, method, http_1_0, keep_alive and not block.closes, block, fields, declared)
+
+
+def _response_head(
+    response: Response,
+    method: str,
+    http_1_0: bool,
+    keep_alive: bool,
+    block: _Block,
+    fields: Sequence[tuple[str, str]],
+    declared: str | None,
+) -> ResponseHead:
+    """`block` is what is written already, `fields` are the rest, `declared` the length that the block's fields tell."""
+    lines: list[str] = []
+    dated = block.dated
     known = _kinds.get
     for name, value in fields:
         kind = known(name)
@@ -129,7 +149,7 @@ def response_head(response: Response, method: str, http_1_0: bool, keep_alive: b
         elif kind not in _REPLACED:
             dated = dated or kind == _DATE
             lines.append(f"{name}: {value}\r\n")
-    body = response.body
+    status, body = response.status, response.body
     size = len(body) if isinstance(body, bytes) else _declared_length(declared)
     framing = _framing(status, method, size, http_1_0)
     if framing == NO_BODY:
@@ -146,8 +166,7 @@ def response_head(response: Response, method: str, http_1_0: bool, keep_alive: b
         lines.append("Connection: close\r\n")
     elif http_1_0:
         lines.append("Connection: keep-alive\r\n")
-    first = _status_line(status, response.reason)
-    data = b"%b%b%b" % (first, b"" if block is None else block.data, _encode(lines))
+    data = b"%b%b%b" % (_status_line(status, response.reason), block.data, _encode(lines))
     return ResponseHead(data, framing, size or 0, keep_alive)
 
 
@@ -161,6 +180,9 @@ class _Block:
         self.dated = dated
         self.closes = closes
         self.has_length = has_length
+
+
+_NOTHING = _Block(b"", False, False, False)
 
 
 def _write_block(head: Head) -> _Block:
