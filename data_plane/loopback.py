@@ -7,11 +7,12 @@ its depth. A call that comes from too deep is refused, so that a route that call
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Protocol
 
+from data_plane.deadlines import Deadlines
 from data_plane.error_bodies import error_page
 from data_plane.errors import LoopDetected, UpstreamTimeout
 from data_plane.exchange import MAX_DEPTH, Exchange
@@ -33,6 +34,7 @@ class Loopback:
     def __init__(self, own_ports: frozenset[int]) -> None:
         self.own_ports = own_ports
         self._application: Application | None = None
+        self._deadlines = Deadlines()
 
     def attach(self, application: Application) -> None:
         self._application = application
@@ -48,52 +50,57 @@ class Loopback:
         if parent.deadline is not None:
             timeout = min(timeout, parent.deadline - time.monotonic())
         try:
-            async with asyncio.timeout(timeout):
+            with self._deadlines.within(timeout):
                 response, exchange = await self._application.answer(request, parent)
         except TimeoutError:
             raise UpstreamTimeout("timeout_read", "a call to ourselves took too long", sent=True) from None
-        return _Delivery(self._application, exchange, response).begin(request.method)
+        return _deliver(self._application, exchange, response, request.method)
+
+
+def _deliver(application: Application, exchange: Exchange, response: Response, method: str) -> Response:
+    """The response for whoever called: the same, but closing it ends the exchange."""
+    delivery = _Delivery(application, exchange, response)
+    body = response.body
+    if method == "HEAD":
+        body = b""
+    if isinstance(body, bytes):
+        delivery.complete = True
+        delivery.size += len(body)
+    else:
+        body = delivery.pieces(body)
+    outer = Response(response.status, response.headers, body, source=response.source, reason=response.reason)
+    outer.on_close(delivery.end)
+    return outer
+
+
+_STATUS_LINE = len("HTTP/1.1 200 OK\r\n\r\n")
+_PER_FIELD = len(": \r\n")
 
 
 class _Delivery:
     """Watches a response being consumed in process, and tells the application once when it is over."""
 
-    __slots__ = ("_application", "_body", "_complete", "_exchange", "_response", "_size")
+    __slots__ = ("_application", "_exchange", "_response", "complete", "size")
 
     def __init__(self, application: Application, exchange: Exchange, response: Response) -> None:
         self._application = application
         self._exchange = exchange
         self._response = response
-        self._body = response.body
-        self._size = sum(len(name) + len(value) + 4 for name, value in response.headers) + len(
-            "HTTP/1.1 200 OK\r\n\r\n"
-        )
-        self._complete = False
+        fields = response.headers.raw
+        self.size = sum(map(len, chain.from_iterable(fields))) + _PER_FIELD * len(fields) + _STATUS_LINE
+        self.complete = False
 
-    def begin(self, method: str) -> Response:
-        """The response for whoever called: the same, but closing it ends the exchange."""
-        body = self._body
-        if method == "HEAD" or isinstance(body, bytes):
-            self._complete = True
-            body = b"" if method == "HEAD" or not isinstance(body, bytes) else body
-            self._size += len(body)
-        else:
-            body = self._pieces(body)
-        inner = self._response
-        outer = Response(inner.status, inner.headers, body, source=inner.source, reason=inner.reason)
-        outer.on_close(self._end)
-        return outer
-
-    async def _pieces(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def pieces(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in body:
-            self._size += len(piece)
+            self.size += len(piece)
             yield piece
-        self._complete = True
+        self.complete = True
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         try:
-            await self._response.close()
+            if self._response.is_held:
+                await self._response.close()
         finally:
             # Only now, when the upstream has stopped, are all counts final; and also when closing was cancelled.
-            sent = Sent(True, self._size, "complete" if self._complete else "client_closed")
+            sent = Sent(True, self.size, "complete" if self.complete else "client_closed")
             self._application.finished(self._exchange, self._response, sent)

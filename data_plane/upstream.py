@@ -6,14 +6,15 @@ the service who called is written anew, and a client's own claims count only fro
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
+from data_plane.deadlines import Deadlines
 from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout
 from data_plane.exchange import Departure, Exchange
 from data_plane.forwarding import forwarded_host
@@ -349,12 +350,37 @@ def _may_repeat(request: Request, error: UpstreamError) -> bool:
     return request.method not in _NOT_IDEMPOTENT and arrived(request) is not None
 
 
+class CallHeaders(dict[str, str | list[str]]):
+    """Headers that may be given for many calls: what becomes of them is kept with them, by the URL's authority."""
+
+    __slots__ = ("_heads",)
+
+    _REMEMBERED = 16
+
+    def __init__(self, headers: Mapping[str, str | list[str]] = MappingProxyType({})) -> None:
+        super().__init__(headers)
+        self._heads: dict[str, tuple[Head, str]] = {}
+
+    def towards(self, authority: str) -> Headers:
+        """Once asked, these headers must not be changed."""
+        known = self._heads.get(authority)
+        if known is None:
+            fields = _given(self, authority)
+            known = Head(fields.raw, fields.index), fields.get("content-length") or ""
+            if len(self._heads) >= self._REMEMBERED:
+                self._heads.clear()
+            self._heads[authority] = known
+        head, length = known
+        return head.headers(length)
+
+
 class Sender:
     """Implements `exchange.HttpSender`: plugins' own calls, over the network or to ourselves."""
 
     def __init__(self, client: Client, loopback: Loopback) -> None:
         self._client = client
         self._loopback = loopback
+        self._deadlines = Deadlines()
 
     async def fetch(
         self,
@@ -370,7 +396,8 @@ class Sender:
     ) -> Response:
         """See `HttpSender.fetch`. Raises UpstreamError. The response's body keeps to the same deadline."""
         scheme, host, port, authority, target = split_url(url)
-        request = Request(method, target, _given(headers, authority), BufferedBody(body), scheme=scheme)
+        fields = headers.towards(authority) if isinstance(headers, CallHeaders) else _given(headers, authority)
+        request = Request(method, target, fields, BufferedBody(body), scheme=scheme)
         due = time.monotonic() + timeout
         if parent.deadline is not None:
             due = min(due, parent.deadline)
@@ -381,13 +408,13 @@ class Sender:
             origin = Origin(scheme, host, port, server_name=server_name, verify=verify)
             response = await self._send(origin, request, due)
         if not isinstance(response.body, bytes):
-            response.body = _until(response.body, due)
+            response.body = _until(response.body, due, self._deadlines)
         return response
 
     async def _send(self, origin: Origin, request: Request, due: float) -> Response:
         left = max(due - time.monotonic(), 0.001)
         try:
-            async with asyncio.timeout(left):
+            with self._deadlines.within(left):
                 return await self._client.send(origin, request, Timeouts(left, left, left))
         except TimeoutError:
             raise UpstreamTimeout("timeout_read", "the whole call took too long", sent=True) from None
@@ -417,12 +444,12 @@ def _given(headers: Mapping[str, str | list[str]], authority: str) -> Headers:
     return Headers(pairs)
 
 
-async def _until(body: AsyncIterator[bytes], due: float) -> AsyncIterator[bytes]:
+async def _until(body: AsyncIterator[bytes], due: float, deadlines: Deadlines) -> AsyncIterator[bytes]:
     """The pieces of a body, none of them later than `due` on the monotonic clock."""
     pieces = aiter(body)
     while True:
         try:
-            async with asyncio.timeout(due - time.monotonic()):
+            with deadlines.within(due - time.monotonic()):
                 piece = await anext(pieces)
         except StopAsyncIteration:
             return

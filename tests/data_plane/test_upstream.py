@@ -4,6 +4,8 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from data_plane.exchange import Exchange
@@ -12,7 +14,7 @@ from data_plane.http1.framing import request_head
 from data_plane.loopback import Loopback
 from data_plane.messages import BufferedBody, Head, Headers, Request, Response
 from data_plane.router import Match
-from data_plane.upstream import Sender, ServiceUpstream, proxied
+from data_plane.upstream import CallHeaders, Sender, ServiceUpstream, proxied
 from gateway_schema.entities import Route, Service
 from gateway_schema.violations import parse
 from tests.data_plane.builders import entity_id
@@ -242,6 +244,12 @@ class TestRetries:
         assert len(network.sent) == 1
 
 
+CALL_HEADERS = st.dictionaries(
+    st.sampled_from(["Host", "host", "X-One", "x-one", "Content-Length", "Content-Type"]),
+    st.text("ab1", max_size=3) | st.lists(st.text("ab1", max_size=3), max_size=2),
+)
+
+
 class TestFetch:
     def sender(self, network: Any) -> Sender:
         return Sender(network, Loopback(frozenset({8000})))
@@ -261,6 +269,43 @@ class TestFetch:
             ("X-Many", "3"),
         ]
         assert await request.body.read() == b"body"
+
+    @given(CALL_HEADERS, st.lists(st.sampled_from(["http://x/", "http://y:81/p", "https://x/"]), max_size=4))
+    async def test_headers_that_are_kept_for_many_calls_are_those_of_each(
+        self, fields: dict[str, Any], urls: list[str]
+    ) -> None:
+        """However the one that they were sent to changed them."""
+        network = Network()
+        sender = self.sender(network)
+        kept = CallHeaders(fields)
+        for url in urls:
+            await sender.fetch("GET", url, fields, b"", parent=arrived(), timeout=5)
+            expected = network.request.headers.raw
+            await sender.fetch("GET", url, kept, b"", parent=arrived(), timeout=5)
+            headers = network.request.headers
+            assert headers.raw == expected
+            assert {name: headers.get_all(name) for name, _ in expected} == {
+                name: Headers(expected).get_all(name) for name, _ in expected
+            }
+            headers.set("X-One", "changed")
+            headers.remove("Content-Type")
+            headers.add("X-More", "1")
+
+    async def test_headers_that_are_kept_are_one_head_to_each_authority(self) -> None:
+        network = Network()
+        kept = CallHeaders({"X-One": "1"})
+        for url in ("http://x/a", "http://y/", "http://x/b"):
+            await self.sender(network).fetch("GET", url, kept, b"", parent=arrived(), timeout=5)
+        first, other, again = (request.headers.origin for _, request, _ in network.sent)
+        assert first is again
+        assert first is not None
+        assert other is not first
+
+    async def test_headers_that_are_kept_are_kept_for_few_authorities(self) -> None:
+        kept = CallHeaders({"X-One": "1"})
+        heads = [kept.towards(f"host{number}").origin for number in range(100)]
+        assert kept.towards("host99").origin is heads[99]
+        assert kept.towards("host0").origin is not heads[0]
 
     @pytest.mark.parametrize("url", ["", "/path", "ftp://x/", "http://", "http://x:port/", "http://[::1/"])
     async def test_what_is_no_url_is_an_invalid_response(self, url: str) -> None:
