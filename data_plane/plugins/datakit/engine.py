@@ -17,7 +17,7 @@ from data_plane.messages import Response
 from data_plane.plugins.datakit.nodes import Exit, Kind
 from data_plane.plugins.datakit.sources import Output, read_output
 from data_plane.plugins.datakit.state import State
-from data_plane.plugins.datakit.values import NULL, NodeError
+from data_plane.plugins.datakit.values import NULL, NodeError, Value
 from gateway_schema.plugins.datakit_graph import NodePlan
 
 
@@ -49,34 +49,96 @@ class Stage:
         self.dependents = tuple(
             tuple(waiter for waiter, names in enumerate(waits) if position in names) for position in range(len(steps))
         )
+        self.foreseen = _foreseen(self)
+        self.opening = tuple(
+            (step, step.kind.run, step.kind.asynchronous) for step in map(steps.__getitem__, self.foreseen)
+        )
+
+
+def _foreseen(stage: Stage) -> tuple[int, ...]:
+    """The nodes that come first in every run, in their order: each as long as nothing else has its turn meanwhile.
+
+    They end where a branch decides, or where a call would leave others something to do.
+    """
+    waiting = list(stage.waiting)
+    calls: list[int] = []
+    ready: list[int] = []
+    order: list[int] = []
+    free = [position for position, count in enumerate(waiting) if count == 0]
+    while not any(stage.steps[position].plan.branches for position in free):
+        for position in free:
+            if stage.steps[position].kind.asynchronous:
+                calls.append(position)
+            else:
+                heappush(ready, position)
+        if len(calls) > 1 or (calls and ready) or not (calls or ready):
+            break
+        settled = calls.pop() if calls else heappop(ready)
+        order.append(settled)
+        free = []
+        for waiter in stage.dependents[settled]:
+            waiting[waiter] -= 1
+            if waiting[waiter] == 0:
+                free.append(waiter)
+    return tuple(order)
 
 
 async def run_stage(stage: Stage, state: State) -> Response | None:
     """Run all nodes; the response of an exit, if one was reached. Raises NodeFailure."""
-    if not stage.steps:
-        return None
-    walk = _Walk(stage, state)
+    if state.trace is not None:
+        return await _walk(stage, state, 0)
+    outputs = state.outputs
+    for count, (step, run, waits) in enumerate(stage.opening):
+        try:
+            outcome = run(state)
+            if waits:
+                outcome = await outcome  # type: ignore[misc]
+            elif not isinstance(outcome, Value):
+                if isinstance(outcome, Exit):
+                    return outcome.response
+                if inspect.isawaitable(outcome):
+                    return await _walk(stage, state, count, outcome)
+        except NodeError as error:
+            raise _failure(step, error) from None
+        outputs[step.plan.name] = outcome
+    return await _walk(stage, state, len(stage.foreseen)) if len(stage.foreseen) < len(stage.steps) else None
+
+
+async def _walk(stage: Stage, state: State, done: int, work: Awaitable[Output] | None = None) -> Response | None:
+    """Run what the first `done` of the foreseen nodes leave; `work`, if any, is what the next of them has begun."""
+    walk = _Walk(stage, state, stage.foreseen[:done])
     try:
+        if work is not None:
+            walk.spawn(stage.foreseen[done], work)
         return await walk.run()
     finally:
         await walk.cancel()
 
 
+def _failure(step: Step, error: NodeError) -> NodeFailure:
+    return NodeFailure(step.plan.index, step.plan.name, step.plan.kind, str(error))
+
+
 class _Walk:
-    def __init__(self, stage: Stage, state: State) -> None:
+    def __init__(self, stage: Stage, state: State, settled: Sequence[int]) -> None:
         self._stage = stage
         self._state = state
         self._waiting = list(stage.waiting)
+        self._begun = set(settled)
+        """Nodes that need not be entered at the start."""
         self._calls: list[int] = []
         """Ready nodes that wait for something themselves."""
         self._ready: list[int] = []
         """Ready nodes that run in place: a heap, so that the order of the configuration decides."""
         self._tasks: dict[asyncio.Task[Output], int] = {}
+        for position in settled:
+            for waiter in stage.dependents[position]:
+                self._waiting[waiter] -= 1
 
     async def run(self) -> Response | None:
-        for position, count in enumerate(self._stage.waiting):
-            if count == 0:
-                self._enqueue(position)
+        free = [n for n, count in enumerate(self._waiting) if count == 0 and n not in self._begun]
+        for position in free:
+            self._enqueue(position)
         while self._calls or self._ready or self._tasks:
             if self._calls:
                 await self._start_calls()
@@ -130,7 +192,7 @@ class _Walk:
             self._settle(calls[0], output)
             return
         for position in calls:
-            self._spawn(position, self._begin(position))
+            self.spawn(position, self._begin(position))
 
     def _begin(self, position: int) -> Awaitable[Output]:
         step = self._stage.steps[position]
@@ -140,9 +202,12 @@ class _Walk:
         assert inspect.isawaitable(outcome)
         return outcome
 
-    def _spawn(self, position: int, work: Awaitable[Output]) -> None:
+    def spawn(self, position: int, work: Awaitable[Output]) -> None:
         name = self._stage.steps[position].plan.name
-        task = asyncio.create_task(_awaited(work), name=f"datakit node {name}")
+        # Not a coroutine around it: cancelled before its first step, that would never have awaited the work.
+        task = asyncio.ensure_future(work)
+        task.set_name(f"datakit node {name}")
+        self._begun.add(position)
         self._tasks[task] = position
 
     def _run_in_place(self, position: int) -> Response | None:
@@ -157,7 +222,7 @@ class _Walk:
             self._settle(position, NULL)
             return outcome.response
         if inspect.isawaitable(outcome):
-            self._spawn(position, outcome)
+            self.spawn(position, outcome)
         else:
             self._settle(position, outcome)
         return None
@@ -174,11 +239,7 @@ class _Walk:
             self._settle(position, output)
 
     def _failure(self, position: int, error: NodeError) -> NodeFailure:
-        plan = self._stage.steps[position].plan
+        step = self._stage.steps[position]
         if self._state.trace is not None:
-            self._state.trace.event(plan.name, "fail", error=str(error))
-        return NodeFailure(plan.index, plan.name, plan.kind, str(error))
-
-
-async def _awaited(work: Awaitable[Output]) -> Output:
-    return await work
+            self._state.trace.event(step.plan.name, "fail", error=str(error))
+        return _failure(step, error)

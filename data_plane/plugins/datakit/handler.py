@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import orjson
 
@@ -13,18 +12,11 @@ from data_plane.messages import Headers, Response
 from data_plane.plugins.datakit.engine import NodeFailure, Stage, Step, run_stage
 from data_plane.plugins.datakit.nodes import KINDS
 from data_plane.plugins.datakit.programs import EvaluatorPool
+from data_plane.plugins.datakit.sinks import RequestSink, ResponseSink
 from data_plane.plugins.datakit.sources import RequestSource, ResponseSource
-from data_plane.plugins.datakit.state import State
+from data_plane.plugins.datakit.state import Inputs, State
 from data_plane.plugins.datakit.trace import HEADER, Trace, wanted
-from data_plane.plugins.datakit.values import (
-    NULL,
-    NodeError,
-    Value,
-    apply_headers,
-    write_body,
-    write_headers,
-    write_query,
-)
+from data_plane.plugins.datakit.values import NodeError
 from gateway_schema.plugins.datakit import DatakitConfig
 
 log = logging.getLogger(__name__)
@@ -41,11 +33,13 @@ class Datakit:
         steps = [Step(node, KINDS[node.kind](config.nodes[node.index - 1], node)) for node in plan.nodes]
         self._before = Stage([step for step in steps if not step.plan.in_response])
         self._after = Stage([step for step in steps if step.plan.in_response])
-        self._writes_response = bool(plan.sinks["response"])
+        self._request = RequestSink(Inputs(plan.sinks["service_request"]))
+        self._response = ResponseSink(Inputs(plan.sinks["response"])) if plan.sinks["response"] else None
+        self._changes_response = plan.has_response_phase or self._response is not None
         self._pool = EvaluatorPool()
 
     async def handle(self, exchange: Exchange, proceed: Proceed) -> Response:
-        trace = self._trace(exchange)
+        trace = self._trace(exchange) if self._debug else None
         state = State(exchange, self._supplies, self._pool, trace)
         try:
             response = await self._access(exchange, state)
@@ -53,6 +47,8 @@ class Datakit:
             return self._failed(exchange, failure, trace)
         if response is None:
             response = await proceed(exchange)
+            if not self._changes_response and state.status is None and trace is None:
+                return response
             try:
                 response = await self._respond(exchange, state, response)
             except NodeFailure as failure:
@@ -77,11 +73,10 @@ class Datakit:
         response = await run_stage(self._before, state)
         if response is not None:
             return response
-        if feeds := self._plan.sinks["service_request"]:
-            try:
-                _write_request(exchange, state.members(feeds))
-            except NodeError as error:
-                raise NodeFailure(0, "service_request", "service_request", str(error)) from None
+        try:
+            self._request.write(exchange, state)
+        except NodeError as error:
+            raise NodeFailure(0, "service_request", "service_request", str(error)) from None
         if self._plan.reads_response_body:
             # What nodes read must not come compressed.
             exchange.request.headers.remove("Accept-Encoding")
@@ -99,9 +94,9 @@ class Datakit:
             if given is not None:
                 await response.close()
                 return given
-        if self._writes_response:
+        if self._response is not None:
             try:
-                await _write_response(response, state.members(self._plan.sinks["response"]))
+                await self._response.write(response, state)
             except NodeError as error:
                 raise NodeFailure(0, "response", "response", str(error)) from None
         if state.status is not None:
@@ -143,41 +138,9 @@ class Datakit:
         return response
 
     def _trace(self, exchange: Exchange) -> Trace | None:
-        if not (self._debug and self._supplies.debug_trace_allowed):
-            return None
-        if not wanted(exchange.request.headers.get(HEADER)):
+        if not self._supplies.debug_trace_allowed or not wanted(exchange.request.headers.get(HEADER)):
             return None
         return Trace([(node.name, node.kind) for node in self._plan.nodes])
-
-
-def _write_request(exchange: Exchange, sinks: Mapping[str, Value]) -> None:
-    """Raises NodeError. Headers are written last, so that theirs is the last word on the content type."""
-    body, headers, query = (sinks.get(name, NULL) for name in ("body", "headers", "query"))
-    written = {} if headers.is_null else write_headers(headers)
-    arguments = None if query.is_null else write_query(query)
-    if not body.is_null:
-        data, is_json = write_body(body)
-        exchange.set_body(data, "application/json" if is_json else None)
-    if arguments is not None:
-        path = exchange.request.path
-        exchange.request.target = f"{path}?{arguments}" if arguments else path
-    apply_headers(exchange.request.headers, written)
-
-
-async def _write_response(response: Response, sinks: Mapping[str, Value]) -> None:
-    """Raises NodeError. A new body means that the old one is not read on."""
-    body, headers = (sinks.get(name, NULL) for name in ("body", "headers"))
-    written = {} if headers.is_null else write_headers(headers)
-    if not body.is_null:
-        data, is_json = write_body(body)
-        await response.close()
-        response.body = data
-        for name in ("Transfer-Encoding", "Content-Encoding"):
-            response.headers.remove(name)
-        response.headers.set("Content-Length", str(len(data)))
-        if is_json:
-            response.headers.set("Content-Type", "application/json")
-    apply_headers(response.headers, written)
 
 
 def _is_event_stream(response: Response) -> bool:

@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 from data_plane.errors import PayloadTooLarge, UpstreamError
 from data_plane.messages import Headers, Response
 from data_plane.plugins.datakit import properties
-from data_plane.plugins.datakit.programs import evaluate
-from data_plane.plugins.datakit.sources import Output
-from data_plane.plugins.datakit.state import State
+from data_plane.plugins.datakit.programs import evaluate_by_jq
+from data_plane.plugins.datakit.simple import Simple, compiled
+from data_plane.plugins.datakit.sources import Answer, Fixed, Output
+from data_plane.plugins.datakit.state import Inputs, State
 from data_plane.plugins.datakit.values import (
     NULL,
+    Constant,
     NodeError,
     Value,
     apply_headers,
@@ -25,15 +27,14 @@ from data_plane.plugins.datakit.values import (
     loads,
     object_of,
     read_body,
-    read_headers,
-    read_string,
     write_body,
     write_form,
     write_headers,
     write_query,
 )
+from data_plane.upstream import CallHeaders
 from gateway_schema.plugins.datakit import BranchNode, CallNode, ExitNode, JqNode, PropertyNode, StaticNode, is_http_url
-from gateway_schema.plugins.datakit_graph import NodePlan
+from gateway_schema.plugins.datakit_graph import Feed, NodePlan
 
 CALL_TIMEOUT = 60.0
 """Seconds, for calls that say nothing else."""
@@ -67,35 +68,48 @@ class Call:
 
     def __init__(self, node: CallNode, plan: NodePlan) -> None:
         self._node = node
-        self._feeds = plan.feeds
+        self._inputs = Inputs(plan.feeds)
         self._timeout = node.timeout / 1000 if node.timeout else CALL_TIMEOUT
+        self._no_headers = _Given({})
+        moves = any(feed.field in (None, "url", "query") for feed in plan.feeds)
+        self._fixed_url = node.url if node.ssl_verify and not moves else None
+        """Where nothing can come of looking at it again."""
 
     async def run(self, state: State) -> Output:
-        inputs = state.members(self._feeds)
-        url = self._url(inputs)
+        inputs = self._inputs.read(state)
+        url = self._fixed_url or self._url(inputs)
         body, headers = self._message(inputs)
         left = state.remaining()
-        with state.calling():
+        state.begin_call()
+        try:
+            response = await state.supplies.http.fetch(
+                self._node.method,
+                url,
+                headers,
+                body,
+                parent=state.exchange,
+                timeout=min(self._timeout, left),
+                verify=self._node.ssl_verify,
+                server_name=self._node.ssl_server_name,
+            )
             try:
-                response = await state.supplies.http.fetch(
-                    self._node.method,
-                    url,
-                    headers,
-                    body,
-                    parent=state.exchange,
-                    timeout=min(self._timeout, left),
-                    verify=self._node.ssl_verify,
-                    server_name=self._node.ssl_server_name,
-                )
-                return await self._read(response)
-            except UpstreamError as error:
-                raise NodeError(_reason(error)) from None
+                if not 200 <= response.status <= 299:
+                    raise NodeError(f"non-2XX response code: {response.status}")
+                raw = response.body if type(response.body) is bytes else await _read(response)
+                return Answer(read_body(raw, response.headers.get("content-type")), raw, response)
+            finally:
+                await response.close()
+        except UpstreamError as error:
+            raise NodeError(_reason(error)) from None
+        finally:
+            state.end_call()
 
     def _url(self, inputs: Mapping[str, Value]) -> str:
-        url = _string(inputs.get("url", NULL), "url") or self._node.url
+        given = inputs.get("url")
+        url = (None if given is None else _string(given, "url")) or self._node.url
         if not url:
             raise NodeError("no URL: inputs.url is null, and none is configured")
-        if not is_http_url(url):
+        if given is not None and not is_http_url(url):
             raise NodeError("the URL is not an http or https URL with a host")
         if not self._node.ssl_verify and urlsplit(url).scheme == "https":
             raise NodeError("ssl_verify: false is not allowed for https URLs on this node")
@@ -106,42 +120,58 @@ class Call:
         base, mark, fragment = url.partition("#")
         return f"{base}{'&' if '?' in base else '?'}{arguments}{mark}{fragment}"
 
-    def _message(self, inputs: Mapping[str, Value]) -> tuple[bytes, dict[str, str | list[str]]]:
-        headers: dict[str, str | list[str]] = {}
-        content_type = ""
-        given = inputs.get("headers", NULL)
-        for name, values in ({} if given.is_null else write_headers(given)).items():
-            # Host follows from the URL. A response in an encoding that we would have to undo is not asked for.
-            if values and name.lower() not in {"host", "accept-encoding"}:
-                headers[name] = values[0] if len(values) == 1 else values
-                if name.lower() == "content-type":
-                    content_type = values[0]
+    def _message(self, inputs: Mapping[str, Value]) -> tuple[bytes, CallHeaders]:
+        given = self._headers(inputs.get("headers", NULL))
         value = inputs.get("body", NULL)
         if value.is_null:
-            return b"", headers
-        if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
-            return (write_form(value) if kind_of(value) == "object" else write_body(value)[0]), headers
+            return b"", given.headers
+        if given.says_form:
+            return (write_form(value) if kind_of(value) == "object" else write_body(value)[0]), given.headers
         body, is_ours = write_body(value)
-        if is_ours and not content_type:
-            headers["Content-Type"] = "application/json"
-        return body, headers
+        return body, given.as_json if is_ours else given.headers
 
-    async def _read(self, response: Response) -> Output:
-        try:
-            if not 200 <= response.status <= 299:
-                raise NodeError(f"non-2XX response code: {response.status}")
-            try:
-                raw = await response.read(MAX_CALL_BODY)
-            except PayloadTooLarge:
-                raise NodeError(f"the response's body is longer than {MAX_CALL_BODY} bytes") from None
-            return {
-                "body": read_body(raw, response.headers.get("content-type")),
-                "headers": read_headers(response.headers),
-                "status": Value(response.status),
-                "raw_body": read_string(raw),
-            }
-        finally:
-            await response.close()
+    def _headers(self, value: Value) -> _Given:
+        if value.is_null:
+            return self._no_headers
+        if not isinstance(value, Constant):
+            return _Given(write_headers(value))
+        known: _Given | None = value.notes.get(self)
+        if known is None:
+            known = value.notes[self] = _Given(write_headers(value))
+        return known
+
+
+async def _read(response: Response) -> bytes:
+    try:
+        return await response.read(MAX_CALL_BODY)
+    except PayloadTooLarge:
+        raise NodeError(f"the response's body is longer than {MAX_CALL_BODY} bytes") from None
+
+
+class _Given:
+    """A call's headers, as a node's map gives them."""
+
+    __slots__ = ("_typed", "headers", "says_form")
+
+    def __init__(self, written: Mapping[str, list[str] | None]) -> None:
+        self.headers = CallHeaders()
+        content_type = ""
+        for name, values in written.items():
+            # Host follows from the URL. A response in an encoding that we would have to undo is not asked for.
+            if values and name.lower() not in {"host", "accept-encoding"}:
+                self.headers[name] = values[0] if len(values) == 1 else values
+                if name.lower() == "content-type":
+                    content_type = values[0]
+        self.says_form = content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
+        self._typed = self.headers if content_type else None
+
+    @property
+    def as_json(self) -> CallHeaders:
+        """The same with a content type for JSON that we wrote, unless they have one."""
+        if self._typed is None:
+            self._typed = CallHeaders(self.headers)
+            self._typed["Content-Type"] = "application/json"
+        return self._typed
 
 
 def _reason(error: UpstreamError) -> str:
@@ -165,23 +195,41 @@ class Jq:
         assert plan.program is not None
         self._program = plan.program
         self._feeds = plan.feeds
+        self._simple = simple = compiled(plan.program.source)
+        self._constant: Constant | None = None
+        if simple is not None and simple.constant and all(map(_cannot_fail, plan.feeds)):
+            self._constant = _constant(simple)
 
     def run(self, state: State) -> Value | Awaitable[Value]:
+        if self._constant is not None:
+            return self._constant
         inputs = state.gather(self._feeds)
-        if None in inputs:
-            value = inputs[None]
-        elif inputs:
-            value = object_of((name, given) for name, given in inputs.items() if name is not None)
-        else:
-            value = NULL
-        return evaluate(self._program, value, state.pool)
+        whole = inputs.get(None) if inputs else NULL
+        if self._simple is not None:
+            known = self._simple.of_members(inputs) if whole is None else self._simple.of(whole)
+            if known is not None:
+                return known
+        if whole is None:
+            whole = object_of((name, given) for name, given in inputs.items() if name is not None)
+        return evaluate_by_jq(self._program, whole, state.pool)
+
+
+def _constant(program: Simple) -> Constant:
+    result = program.of(NULL)
+    assert result is not None
+    return Constant(result.data, None, result.data)
+
+
+def _cannot_fail(feed: Feed) -> bool:
+    """Whether reading it always gives a value, and one that jq can read: a body may be neither."""
+    return feed.source == "request" and feed.source_field not in (None, "body")
 
 
 class Static:
     asynchronous: ClassVar[bool] = False
 
     def __init__(self, node: StaticNode, plan: NodePlan) -> None:
-        self._values = {name: Value(value) for name, value in node.values.items()}
+        self._values = Fixed((name, Constant(value)) for name, value in node.values.items())
 
     def run(self, state: State) -> Output:
         return self._values
@@ -192,10 +240,10 @@ class ExitNow:
 
     def __init__(self, node: ExitNode, plan: NodePlan) -> None:
         self._status = node.status
-        self._feeds = plan.feeds
+        self._inputs = Inputs(plan.feeds)
 
     def run(self, state: State) -> Exit:
-        inputs = state.members(self._feeds)
+        inputs = self._inputs.read(state)
         response = Response(self._status, Headers())
         value = inputs.get("body", NULL)
         if not value.is_null:

@@ -34,8 +34,11 @@ _MAX_MESSAGE: Final = 300
 def evaluate(program: Program, value: Value, pool: EvaluatorPool) -> Value | Awaitable[Value]:
     """The first result, null when there is none. Raises NodeError; larger work is given back as an awaitable."""
     known = simple.evaluate(program.source, value)
-    if known is not None:
-        return known
+    return evaluate_by_jq(program, value, pool) if known is None else known
+
+
+def evaluate_by_jq(program: Program, value: Value, pool: EvaluatorPool) -> Value | Awaitable[Value]:
+    """The same for what is known not to be simple."""
     text = value.text
     if not program.runs_inline(text):
         return pool.evaluate(program, text)

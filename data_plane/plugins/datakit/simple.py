@@ -15,13 +15,13 @@ another type than the program expects, numbers that would not come out digit for
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
 import orjson
 
-from data_plane.plugins.datakit.values import Value
+from data_plane.plugins.datakit.values import UNREAD, Value
 from gateway_schema.plugins.datakit_jq import INLINE_INPUT
 
 Scope = dict[str, Any]
@@ -53,18 +53,70 @@ class _Other(Exception):
     """Nothing that is understood here."""
 
 
+class Simple:
+    """A program that is understood here. Both ways of running it give None when libjq is to say."""
+
+    __slots__ = ("_run", "constant")
+
+    def __init__(self, run: Term, *, constant: bool) -> None:
+        self._run = run
+        self.constant = constant
+        """Whether it gives the same for every input, which it never fails for."""
+
+    def of(self, value: Value) -> Value | None:
+        """What the program makes of a value."""
+        plain = value.plain
+        if plain is None:
+            plain = value.plain = _examined(value)
+        return self._result(plain[0]) if plain is not _ODD else None
+
+    def of_members(self, members: Mapping[str | None, Value]) -> Value | None:
+        """What it makes of the object with these members, which need not be composed as text for that."""
+        data: dict[str | None, Any] = {}
+        size = brackets = 1
+        for name, value in members.items():
+            plain = value.plain
+            if plain is None:
+                plain = value.plain = _examined(value)
+            data[name], length, own = plain
+            size += length
+            brackets += own
+        return self._result(data) if size <= INLINE_INPUT and brackets <= _DEEPEST else None
+
+    def _result(self, data: Any) -> Value | None:
+        try:
+            result = self._run(data, {})
+            if type(result) is not str:
+                _check_exact(result)
+        except _Other:
+            return None
+        return Value(result, None, result)
+
+
 def evaluate(source: str, value: Value) -> Value | None:
     """What the program makes of a value; None when libjq is to say."""
-    program = _compiled(source)
-    if program is None:
-        return None
+    program = compiled(source)
+    return None if program is None else program.of(value)
+
+
+_ODD: Final = (None, INLINE_INPUT + 1, 0)
+"""What is known of a value that only libjq is to see: it is too long for all others."""
+_SHORT: Final = 4096
+
+
+def _examined(value: Value) -> tuple[Any, int, int]:
+    """A value's data, its text's length, and the number of its brackets; `_ODD` when it is for libjq."""
+    data = value.parsed
+    if type(data) is str and not value.is_written and len(data) < _SHORT and data.isascii() and "\x7f" not in data:
+        return data, 6 * len(data) + 2, 0  # its length if every character were escaped
     text = value.text
-    if len(text) > INLINE_INPUT or text.count("{") + text.count("[") > _DEEPEST or _is_odd(text):
-        return None
+    brackets = text.count("{") + text.count("[")
+    if len(text) > INLINE_INPUT or brackets > _DEEPEST or _is_odd(text):
+        return _ODD
     try:
-        return Value(_exact(program(orjson.loads(text))))
-    except (_Other, ValueError):  # ValueError: JSON that only jq can read
-        return None
+        return orjson.loads(text) if data is UNREAD else data, len(text), brackets
+    except ValueError:  # JSON that only jq can read
+        return _ODD
 
 
 def _is_odd(text: str) -> bool:
@@ -72,34 +124,32 @@ def _is_odd(text: str) -> bool:
     return "\x7f" in text or "\\u007" in text or ("-0" in text and _MINUS_ZERO(text) is not None)
 
 
-def _exact(value: Any) -> Any:
-    """The same, unless there are numbers in it that jq would write digit for digit, and we could not."""
+def _check_exact(value: Any) -> None:
+    """Refuse numbers that jq would write digit for digit, and we could not."""
     kind = type(value)
-    if kind is dict:
-        for member in value.values():
-            _exact(member)
-    elif kind is list:
-        for member in value:
-            _exact(member)
-    elif kind is float or (kind is int and not -_EXACT <= value <= _EXACT):
-        raise _Other
-    return value
+    for member in value.values() if kind is dict else value if kind is list else (value,):
+        kind = type(member)
+        if kind is dict or kind is list:
+            _check_exact(member)
+        elif kind is float or (kind is int and not -_EXACT <= member <= _EXACT):
+            raise _Other
 
 
 @lru_cache(maxsize=512)
-def _compiled(source: str) -> Callable[[Any], Any] | None:
+def compiled(source: str) -> Simple | None:
+    """None for a program that is not understood here."""
     try:
-        terms = _Parser(source).program()
+        parser = _Parser(source)
+        terms = parser.program()
     except _Other:
         return None
 
-    def run(value: Any) -> Any:
-        scope: dict[str, Any] = {}
+    def run(value: Any, scope: Scope) -> Any:
         for term in terms:
             value = term(value, scope)
         return value
 
-    return run
+    return Simple(terms[0] if len(terms) == 1 else run, constant=parser.is_constant)
 
 
 class _Parser:
@@ -114,6 +164,7 @@ class _Parser:
             self._tokens.append((found.lastgroup, found[found.lastgroup]))
             position = found.end()
         self._known: set[str] = set()
+        self.is_constant = True
 
     def program(self) -> list[Term]:
         if self._peek() == "(":
@@ -129,6 +180,7 @@ class _Parser:
     def _term(self) -> Term:
         kind, text = self._next()
         if kind == "trim":
+            self.is_constant = False
             return _trimmed
         if text == "{":
             return self._object()
@@ -136,6 +188,7 @@ class _Parser:
             return self._binding()
         if kind == "member" and self._peek() == "=":
             self._next()
+            self.is_constant = False
             return _setting(text[1:], self._value())
         return self._path(kind, text)
 
@@ -165,15 +218,17 @@ class _Parser:
             self._expect(":")
             members.append((key, self._value()))
         self._expect("}")
-        return lambda value, scope: {key: member(value, scope) for key, member in members}
+        return _object(members)
 
     def _value(self) -> Term:
         kind, text = self._next()
         if kind == "text":
-            return lambda value, scope: text[1:-1]
+            literal = text[1:-1]
+            return lambda value, scope: literal
         return self._path(kind, text)
 
     def _path(self, kind: str, text: str) -> Term:
+        self.is_constant = False
         variable = None
         keys: list[str | int] = []
         if kind == "variable" and text in self._known:
@@ -187,7 +242,7 @@ class _Parser:
             if text == "." and not keys and kind == "member":
                 raise _Other  # `. .a` is a matter of jq's version
             keys.append(step[1:] if kind == "member" else int(step[1:-1]))
-        return lambda value, scope: _pick(value if variable is None else scope[variable], keys)
+        return _path(variable, tuple(keys))
 
     def _peek(self) -> str:
         return self._tokens[0][1] if self._tokens else ""
@@ -202,26 +257,45 @@ class _Parser:
             raise _Other
 
 
-def _pick(value: Any, keys: list[str | int]) -> Any:
+def _object(members: list[tuple[str, Term]]) -> Term:
+    if len(members) == 1:
+        ((name, only),) = members
+        return lambda value, scope: {name: only(value, scope)}
+    return lambda value, scope: {key: member(value, scope) for key, member in members}
+
+
+def _path(variable: str | None, keys: tuple[str | int, ...]) -> Term:
+    if variable is not None:
+        return lambda value, scope: _pick(scope[variable], keys)
+    if len(keys) == 1 and isinstance(keys[0], str):
+        (name,) = keys
+        return lambda value, scope: value.get(name) if type(value) is dict else _pick(value, keys)
+    return lambda value, scope: _pick(value, keys)
+
+
+def _pick(value: Any, keys: tuple[str | int, ...]) -> Any:
     for key in keys:
-        if value is None:
-            return None
-        if isinstance(key, str):
-            if type(value) is not dict:
-                raise _Other
+        kind = type(value)
+        if kind is dict and type(key) is str:
             value = value.get(key)
-        elif type(value) is not list:
-            raise _Other
-        else:
+        elif kind is list and type(key) is int:
             value = value[key] if -len(value) <= key < len(value) else None
+        elif value is None:
+            return None
+        else:
+            raise _Other
     return value
 
 
 def _setting(key: str, member: Term) -> Term:
     def set_(value: Any, scope: Scope) -> Any:
-        if value is not None and type(value) is not dict:
-            raise _Other
-        return {**(value or {}), key: member(value, scope)}
+        if type(value) is not dict:
+            if value is not None:
+                raise _Other
+            value = {}
+        copy = value.copy()
+        copy[key] = member(value, scope)
+        return copy
 
     return set_
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from data_plane.exchange import Exchange, Supplies
 from data_plane.plugins.datakit.programs import EvaluatorPool
@@ -55,25 +54,20 @@ class State:
 
     def read(self, feed: Feed) -> Value:
         """The value at the source of a connection. Raises NodeError."""
+        output = self.outputs.get(feed.source)
+        if output is not None:
+            return output if isinstance(output, Value) else read_output(output, feed.source_field)
         source = self.sources.get(feed.source)
-        if source is not None:
-            return source.read(feed.source_field)
-        return read_output(self.outputs.get(feed.source, NULL), feed.source_field)
+        return NULL if source is None else source.read(feed.source_field)
 
     def gather(self, feeds: tuple[Feed, ...]) -> dict[str | None, Value]:
         """The values of all connections into a node, by its inputs (None: the node as a whole)."""
-        return {feed.field: self.read(feed) for feed in feeds}
-
-    def members(self, feeds: tuple[Feed, ...]) -> dict[str, Value]:
-        """The same for nodes whose inputs are fields: a map that feeds the node as a whole gives them all."""
-        inputs = self.gather(feeds)
-        whole = inputs.pop(None, NULL)
-        named: dict[str, Value] = {name: value for name, value in inputs.items() if name is not None}
-        if whole.is_null:
-            return named
-        if not isinstance(whole.data, dict):
-            raise NodeError("the input is not a map")
-        return {name: Value(member) for name, member in whole.data.items()}
+        inputs: dict[str | None, Value] = {}
+        outputs = self.outputs
+        for feed in feeds:
+            output = outputs.get(feed.source)
+            inputs[feed.field] = output if isinstance(output, Value) else self.read(feed)
+        return inputs
 
     def remaining(self) -> float:
         """Seconds that are left. Raises NodeError when none are."""
@@ -82,15 +76,37 @@ class State:
             raise NodeError("the workflow took too long")
         return left
 
-    @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Adds the time in which at least one call is under way to the exchange's callouts."""
+    def begin_call(self) -> None:
+        """The time in which at least one call is under way is added to the exchange's callouts."""
         if self._calls == 0:
             self._calls_since = time.monotonic()
         self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if self._calls == 0:
-                self.exchange.marks.callouts += time.monotonic() - self._calls_since
+
+    def end_call(self) -> None:
+        self._calls -= 1
+        if self._calls == 0:
+            self.exchange.marks.callouts += time.monotonic() - self._calls_since
+
+
+class Inputs:
+    """The connections into a node, or a sink, whose inputs are fields."""
+
+    __slots__ = ("_feeds", "_has_whole")
+
+    def __init__(self, feeds: tuple[Feed, ...]) -> None:
+        self._feeds = feeds
+        self._has_whole = any(feed.field is None for feed in feeds)
+
+    def __bool__(self) -> bool:
+        return bool(self._feeds)
+
+    def read(self, state: State) -> Mapping[str, Value]:
+        """Their values. A map that feeds the node as a whole gives them all. Raises NodeError."""
+        inputs = state.gather(self._feeds)
+        if self._has_whole:
+            whole = inputs.pop(None)
+            if not whole.is_null:
+                if not isinstance(whole.data, dict):
+                    raise NodeError("the input is not a map")
+                return {name: Value(member) for name, member in whole.data.items()}
+        return cast(dict[str, Value], inputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote_plus
@@ -16,30 +17,38 @@ from urllib.parse import quote, unquote_plus
 import orjson
 
 from data_plane.messages import Headers
+from gateway_schema.plugins.datakit_jq import INLINE_INPUT
 
 
 class NodeError(Exception):
     """A node that failed, and why. The message may reach the client (`debug: true`) and the log: no secrets."""
 
 
+UNREAD: Final = object()
+
+
 class Value:
     """One JSON value; immutable as far as its users are concerned."""
 
-    __slots__ = ("_data", "_text")
+    __slots__ = ("_data", "_text", "parsed", "plain")
 
-    def __init__(self, data: Any = None, text: str | None = None) -> None:
+    def __init__(self, data: Any = None, text: str | None = None, parsed: Any = UNREAD) -> None:
         self._data = data
         self._text = text
+        self.parsed = parsed
+        """What orjson makes of the text, where it is known: unlike the data, it has floats for the longest integers."""
+        self.plain: Any = None
+        """What `simple` found out about the value."""
 
     @classmethod
-    def of_text(cls, text: str) -> Value:
+    def of_text(cls, text: str, parsed: Any = UNREAD) -> Value:
         """A value known as valid JSON text."""
-        return cls(_UNREAD, text)
+        return cls(UNREAD, text, parsed)
 
     @property
     def data(self) -> Any:
         """As Python data: dict, list, str, bytes (a string that is no text), int, float, bool or None."""
-        if self._data is _UNREAD:
+        if self._data is UNREAD:
             assert self._text is not None
             self._data = loads(self._text)
         return self._data
@@ -52,17 +61,44 @@ class Value:
         return self._text
 
     @property
+    def encoded(self) -> bytes:
+        """The text, in UTF-8."""
+        if self._text is not None:
+            return self._text.encode()
+        try:
+            return orjson.dumps(self._data, default=_shown)
+        except TypeError:  # see `dumps`
+            return self.text.encode()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the text is there."""
+        return self._text is not None
+
+    @property
     def is_null(self) -> bool:
-        return self._text == "null" if self._data is _UNREAD else self._data is None
+        return self._text == "null" if self._data is UNREAD else self._data is None
 
     def __repr__(self) -> str:
         """The kind only: values may hold secrets."""
         return f"Value({kind_of(self)})"
 
 
-_UNREAD: Final = object()
+class Constant(Value):
+    """A value that the configuration tells, the same for every request.
+
+    Whoever works something out from it alone notes it here, under itself, and finds it the next time.
+    """
+
+    __slots__ = ("notes",)
+
+    def __init__(self, data: Any = None, text: str | None = None, parsed: Any = UNREAD) -> None:
+        super().__init__(data, text, parsed)
+        self.notes: dict[object, Any] = {}
+
+
 NULL: Final = Value(None)
-_LONG_NUMBER: Final = re.compile(r"\d{17}")
+_LONG_NUMBER: Final = re.compile(r"[0-9][0-9]{16}")  # not [0-9]{17}: it is found faster
 
 
 def loads(text: str | bytes) -> Any:
@@ -112,7 +148,9 @@ _JSON_TYPE: Final = re.compile(r"application/(?:[\w.+-]+\+)?json\s*(?:;|$)", re.
 
 
 def is_json(content_type: str | None) -> bool:
-    return content_type is not None and _JSON_TYPE.match(content_type.strip()) is not None
+    if content_type is None or content_type == "application/json":
+        return content_type is not None
+    return _JSON_TYPE.match(content_type.strip()) is not None
 
 
 def read_body(raw: bytes, content_type: str | None) -> Value:
@@ -122,11 +160,11 @@ def read_body(raw: bytes, content_type: str | None) -> Value:
     if not is_json(content_type):
         return read_string(raw)
     try:
-        text = raw.decode("utf-8-sig")
-        orjson.loads(text)
+        text = (raw[3:] if raw.startswith(BOM_UTF8) else raw).decode()
+        data = orjson.loads(text)
     except ValueError:
         raise NodeError("the body is not valid JSON, though its content type says so") from None
-    return Value.of_text(text)
+    return Value.of_text(text, data if len(text) <= INLINE_INPUT else UNREAD)
 
 
 def read_string(raw: bytes) -> Value:
@@ -138,10 +176,10 @@ def read_string(raw: bytes) -> Value:
 
 def write_body(value: Value) -> tuple[bytes, bool]:
     """A body's bytes, and whether they are JSON that we wrote: strings go as they are."""
-    kind = kind_of(value)
-    if kind == "string":
-        return (value.data if isinstance(value.data, bytes) else value.data.encode("utf-8", "surrogatepass")), False
-    return value.text.encode(), True
+    data = value.data
+    if isinstance(data, str):
+        return data.encode("utf-8", "surrogatepass"), False
+    return (data, False) if isinstance(data, bytes) else (value.encoded, True)
 
 
 def write_form(value: Value) -> bytes:

@@ -8,11 +8,20 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_plane.errors import InvalidResponse, UpstreamTimeout
 from data_plane.messages import Headers, Response
+from data_plane.plugins.datakit import handler
+from data_plane.plugins.datakit.engine import Stage, run_stage
+from data_plane.plugins.datakit.sources import read_output
+from data_plane.plugins.datakit.state import State
+from data_plane.plugins.datakit.values import Value
+from gateway_schema.plugins.datakit_jq import Program
 from tests.data_plane.plugins.datakit.kit import (
     Kit,
+    Node,
     Sent,
     call,
     failure,
@@ -397,3 +406,113 @@ async def test_a_response_too_long_to_read_fails(monkeypatch: pytest.MonkeyPatch
     response = await Kit([jq("J", input="service_response.body")]).send(upstream=Response(200, body=pieces()))
 
     assert failure(response) == ("service_response", "the body is longer than 10 bytes")
+
+
+# What is foreseen
+
+
+@st.composite
+def workflows(draw: st.DrawFn) -> list[Node]:
+    """Nodes of several kinds, each fed by some before it, in any order."""
+    nodes: list[Node] = []
+    for number in range(draw(st.integers(1, 8))):
+        name = f"N{number}"
+        sources = [node["name"] for node in nodes if node["type"] not in ("exit", "branch")]
+        inputs = {
+            f"i{position}": source
+            for position, source in enumerate(draw(st.lists(st.sampled_from(sources or ["request.body"]), max_size=3)))
+        }
+        kind = draw(st.sampled_from(["jq", "pooled", "failing", "call", "call", "exit", "branch", "property"]))
+        if kind == "jq":
+            nodes.append(jq(name, f'{{at: "{name}", saw: .}}', inputs=inputs))
+        elif kind == "pooled":
+            nodes.append(jq(name, f'def f: {{at: "{name}"}}; f', inputs=inputs))
+        elif kind == "failing":
+            nodes.append(jq(name, draw(st.sampled_from([".", "error", "$__loc__"])), inputs=inputs))
+        elif kind == "call":
+            nodes.append(call(name, method="POST", inputs={"body": next(iter(inputs.values()), "request.body")}))
+        elif kind == "exit":
+            nodes.append(leave(name, inputs={"body": next(iter(inputs.values()), "request.body")}))
+        elif kind == "property":
+            nodes.append(prop(name, "kong.ctx.shared.last", input=next(iter(inputs.values()), "request.method")))
+        else:
+            flag = static(f"S{number}", {"is": draw(st.booleans())})
+            listed = [node["name"] for node in nodes if draw(st.booleans())]
+            later = {"name": name, "type": "branch", "input": f"S{number}.is"}
+            split = draw(st.integers(0, len(listed)))
+            sides = {"then": listed[:split], "else": listed[split:]}
+            nodes += [flag, later | {side: names for side, names in sides.items() if names}]
+    return list(draw(st.permutations(nodes)))
+
+
+async def course_of(nodes: list[Node], *, foresees: bool) -> Any:
+    kit = Kit(nodes)
+    if not foresees:
+        kit.handler._before.foreseen = kit.handler._before.opening = ()
+    kit.handler._pool.evaluate = evaluated  # type: ignore[method-assign]
+    outputs: dict[str, Any] = {}
+
+    async def watched(stage: Stage, state: State) -> Response | None:
+        try:
+            return await run_stage(stage, state)
+        finally:
+            outputs.update((name, read_output(output, None).text) for name, output in state.outputs.items())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(handler, "run_stage", watched)
+        response = await kit.send({"a": [1]}, prepare=lambda subject: setattr(subject, "id", "same"))
+    for node in nodes:
+        if node["type"] == "exit":
+            outputs.pop(node["name"], None)
+    calls = [(sent.method, sent.url, sent.headers, sent.body) for sent in kit.network.sent]
+    shared = kit.exchange.shared.get("last")
+    return response.status, response.body, calls, shared, outputs, kit.upstream.called, kit.network.closed
+
+
+async def evaluated(program: Program, text: str) -> Value:
+    """What a process would say, a moment later."""
+    await asyncio.sleep(0)
+    return Value.of_text(next(iter(program.compiled.input_text(text))))
+
+
+@settings(deadline=None)
+@given(workflows())
+async def test_what_is_foreseen_takes_the_course_that_it_would_have_taken(nodes: list[Node]) -> None:
+    assert await course_of(nodes, foresees=True) == await course_of(nodes, foresees=False)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "foreseen"),
+    [
+        ([jq("A", inputs={"b": "B"}), jq("B"), call("C", inputs={"body": "A"}), jq("D", inputs={"c": "C.body"})], 4),
+        ([call("A"), jq("B")], 0),
+        ([call("A"), jq("B", inputs={"a": "A.body"})], 2),
+        ([jq("A"), call("B", inputs={"body": "A"}), call("C", inputs={"body": "A"})], 1),
+        ([static("S", {"a": True}), {"name": "B", "type": "branch", "input": "S.a", "then": ["C"]}, jq("C")], 2),
+    ],
+)
+def test_what_waits_for_nothing_else_is_foreseen(nodes: list[Node], foreseen: int) -> None:
+    assert len(Kit(nodes).handler._before.foreseen) == foreseen
+
+
+async def test_a_program_for_a_process_leaves_the_rest_to_their_turns() -> None:
+    nodes = [
+        jq("SLOW", "def f: {at: 1}; f", input="request.body"),
+        prop("SET", "kong.ctx.shared.x", input="request.method"),
+        jq("END", "{slow: .s}", inputs={"s": "SLOW"}),
+        leave(inputs={"body": "END"}),
+    ]
+    kit = Kit(nodes)
+    assert len(kit.handler._before.foreseen) == 4
+
+    shared: list[Any] = []
+
+    async def evaluate(program: Program, text: str) -> Value:
+        await asyncio.sleep(0)
+        shared.append(kit.exchange.shared["x"])
+        return await evaluated(program, text)
+
+    kit.handler._pool.evaluate = evaluate  # type: ignore[method-assign]
+
+    assert json_of(await kit.send({})) == {"slow": {"at": 1}}
+    assert shared == ["POST"]

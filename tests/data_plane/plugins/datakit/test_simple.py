@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data_plane.plugins.datakit.simple import compiled as simple
 from data_plane.plugins.datakit.simple import evaluate
-from data_plane.plugins.datakit.values import Value, loads
+from data_plane.plugins.datakit.values import NULL, Value, dumps, loads, object_of, read_body
 from gateway_schema.plugins.datakit_jq import as_text
 
 TRIM = r'gsub("^\\s+|\\s+$"; "")'
@@ -173,3 +174,86 @@ def test_the_recipe_needs_no_jq(program: str) -> None:
         "selected": "fast",
     }
     assert agrees(program, orjson.dumps(value).decode())
+
+
+def grown(text: str, origin: str) -> Value:
+    """A value as one node or another would make it."""
+    if origin == "text":
+        return Value.of_text(text)
+    if origin == "body":
+        return read_body(text.encode(), "application/json")
+    if origin == "data":
+        return Value(loads(text))
+    return evaluate(".", Value.of_text(text)) or Value.of_text(text)
+
+
+TEXTS = VALUES.map(dumps) | st.sampled_from(
+    [
+        "-0",
+        "1.50",
+        "12345678901234567890123",
+        "[9007199254740993]",
+        '"\\u007f"',
+        '"' + "x" * 5000 + '"',
+        "[" * 300 + "]" * 300,
+    ]
+)
+LONG = "[" + "1," * 40_000 + "1]"
+MEMBERS = st.dictionaries(
+    st.sampled_from(["a", "b", "body", "original", "selected"]),
+    st.tuples(TEXTS, st.sampled_from(["text", "body", "data", "result"])),
+    min_size=1,
+)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(PROGRAMS), MEMBERS)
+@example(RECIPE[3], {"original": ('{"model":"x","n":1}', "body"), "selected": ('"fast"', "result")})
+@example(".a", {"a": ('"' + "x" * 5000 + '"', "result"), "b": (LONG, "body")})
+def test_members_give_what_the_object_made_of_them_gives(program: str, members: dict[str, tuple[str, str]]) -> None:
+    made = {name: grown(*member) for name, member in members.items()}
+    known = simple(program)
+    assert known is not None
+
+    for _ in range(2):  # the second time with what is known about the values by then
+        mine = known.of_members(made)  # type: ignore[arg-type]
+        if mine is not None:
+            kind, theirs = by_libjq(program, object_of(made.items()).text)
+            assert kind == "value"
+            assert repr(mine.data) == repr(loads(theirs))
+            assert loads(mine.text) == mine.data
+
+
+@settings(deadline=None)
+@given(st.sampled_from(PROGRAMS), TEXTS, st.sampled_from(["text", "body", "data", "result"]))
+def test_it_does_not_matter_how_a_value_came_to_be(program: str, text: str, origin: str) -> None:
+    value = grown(text, origin)
+    before = value.text
+    mine = evaluate(program, value)
+    if mine is not None:
+        kind, theirs = by_libjq(program, text)
+        assert kind == "value"
+        assert repr(mine.data) == repr(loads(theirs))
+    assert value.text == before
+
+
+@settings(deadline=None)
+@given(st.sampled_from([RECIPE[1], "{}", '{a: "b", "c d": "e"}', '. as $x | {a: "b"}']), VALUES)
+def test_a_program_that_never_looks_at_its_input_is_a_constant(program: str, value: Any) -> None:
+    known = simple(program)
+    assert known is not None
+    assert known.constant
+    always = known.of(NULL)
+    assert always is not None
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:
+        return
+    assert by_libjq(program, text) == ("value", always.text)
+
+
+@pytest.mark.parametrize("program", [".", ".a", "{a: .}", '.a = "b"', '{a: "b"} | .a', TRIM, ". as $x | {a: $x}"])
+def test_a_program_that_looks_at_its_input_is_none(program: str) -> None:
+    known = simple(program)
+    assert known is not None
+    assert not known.constant
