@@ -70,7 +70,7 @@ class Call:
         self._node = node
         self._inputs = Inputs(plan.feeds)
         self._timeout = node.timeout / 1000 if node.timeout else CALL_TIMEOUT
-        self._no_headers = _Given({})
+        self._no_headers = _Given({}, CallHeaders())
         moves = any(feed.field in (None, "url", "query") for feed in plan.feeds)
         self._fixed_url = node.url if node.ssl_verify and not moves else None
         """Where nothing can come of looking at it again."""
@@ -120,7 +120,7 @@ class Call:
         base, mark, fragment = url.partition("#")
         return f"{base}{'&' if '?' in base else '?'}{arguments}{mark}{fragment}"
 
-    def _message(self, inputs: Mapping[str, Value]) -> tuple[bytes, CallHeaders]:
+    def _message(self, inputs: Mapping[str, Value]) -> tuple[bytes, dict[str, str | list[str]]]:
         given = self._headers(inputs.get("headers", NULL))
         value = inputs.get("body", NULL)
         if value.is_null:
@@ -134,10 +134,10 @@ class Call:
         if value.is_null:
             return self._no_headers
         if not isinstance(value, Constant):
-            return _Given(write_headers(value))
+            return _Given(write_headers(value), {})
         known: _Given | None = value.notes.get(self)
         if known is None:
-            known = value.notes[self] = _Given(write_headers(value))
+            known = value.notes[self] = _Given(write_headers(value), CallHeaders())
         return known
 
 
@@ -153,8 +153,9 @@ class _Given:
 
     __slots__ = ("_typed", "headers", "says_form")
 
-    def __init__(self, written: Mapping[str, list[str] | None]) -> None:
-        self.headers = CallHeaders()
+    def __init__(self, written: Mapping[str, list[str] | None], headers: dict[str, str | list[str]]) -> None:
+        """`headers`: what they are put into; those that will be given again are worth `CallHeaders`."""
+        self.headers = headers
         content_type = ""
         for name, values in written.items():
             # Host follows from the URL. A response in an encoding that we would have to undo is not asked for.
@@ -166,10 +167,10 @@ class _Given:
         self._typed = self.headers if content_type else None
 
     @property
-    def as_json(self) -> CallHeaders:
+    def as_json(self) -> dict[str, str | list[str]]:
         """The same with a content type for JSON that we wrote, unless they have one."""
         if self._typed is None:
-            self._typed = CallHeaders(self.headers)
+            self._typed = type(self.headers)(self.headers)
             self._typed["Content-Type"] = "application/json"
         return self._typed
 
