@@ -11,6 +11,7 @@ So nothing here may have consequences outside of its exchange before the answer 
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Final, cast
 
@@ -19,12 +20,14 @@ from data_plane.exchange import Departure, Exchange, QuickUpstream, new_id
 from data_plane.http1.express import MAX_BODY, Line, Platform, Ride
 from data_plane.http1.familiar import Familiar
 from data_plane.http1.framing import METHODS_WITH_BODY, NO_BODY, InvalidHeader, response_head
-from data_plane.http1.response_writer import Outcome, Sent
+from data_plane.http1.response_writer import Sent
 from data_plane.messages import Headers, Response
 from data_plane.upstream import ServiceUpstream, Template, proxied
 
 if TYPE_CHECKING:
     from data_plane.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
 
 _STRIKES: Final = 4
 """Rides in a row that did not begin, or derailed, after which a line is closed: it is not made for what comes."""
@@ -134,14 +137,22 @@ class ServiceLine(_Line):
         self._report(ride, response.status, first_byte, len(data))
         return True
 
-    def abandon(self, ride: Ride, outcome: Outcome) -> None:
+    def abandon(self, ride: Ride) -> None:
         ride.drop()
         exchange = self._pipeline.exchange_of(ride)
         exchange.marks.first_byte = exchange.marks.upstream_done = time.monotonic()
-        self._pipeline.finished(exchange, Response(0, source="gateway_error"), Sent(outcome=outcome))
+        self._pipeline.finished(exchange, Response(0, source="gateway_error"), Sent())
 
     def _report(self, ride: Ride, status: int, first_byte: float, size: int) -> None:
         self._strikes = 0
+        pipeline = self._pipeline
+        try:
+            pipeline.reporter.report(self._event_of(ride, status, first_byte, size))
+        except Exception:
+            log.exception("exchange %s could not be reported", ride.id)
+        pipeline.left(ride.runtime)
+
+    def _event_of(self, ride: Ride, status: int, first_byte: float, size: int) -> bytes:
         common = self._common.get(status)
         if common is None:
             exchange = self._pipeline.exchange_of(ride)
@@ -149,7 +160,7 @@ class ServiceLine(_Line):
             common = common_fields(exchange, Response(status, source="upstream"), Sent(True, size, "complete"))
             common = self._common[status] = common + self._path
         now = time.monotonic()
-        own = own_fields(
+        return common + own_fields(
             ride.id,
             ride.started_at,
             ride.familiar.size_with(ride.body) + len(ride.body),
@@ -159,7 +170,6 @@ class ServiceLine(_Line):
             0.0,
             now - first_byte + ride.sent_at - ride.received,
         )
-        self._pipeline.report(ride.runtime, common + own)
 
 
 class ChainLine(_Line):
@@ -244,12 +254,12 @@ class ChainLine(_Line):
         self._pipeline.finished(exchange, answer, Sent(True, len(data), "complete"))
         return True
 
-    def abandon(self, ride: Ride, outcome: Outcome) -> None:
+    def abandon(self, ride: Ride) -> None:
         ride.drop()
         exchange: Exchange = ride.exchange
         exchange.marks.first_byte = exchange.marks.upstream_done = time.monotonic()
         cast(QuickUpstream, exchange.upstream).forsake(exchange)
-        self._pipeline.finished(exchange, Response(0, source="gateway_error"), Sent(outcome=outcome))
+        self._pipeline.finished(exchange, Response(0, source="gateway_error"), Sent())
 
 
 def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Line | None:

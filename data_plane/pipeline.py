@@ -38,7 +38,7 @@ class Pipeline:
         self.epoch = 0
         """How many runtimes came before: what was concluded in another epoch may not hold."""
         self._workshop = workshop
-        self._reporter = reporter
+        self.reporter = reporter
         self._trusted = TrustedPeers(settings.trusted_ips)
         self.shows_debug = settings.allow_debug_header
         self._retired: set[Runtime] = set()
@@ -78,15 +78,15 @@ class Pipeline:
             plan = token.plan or token.runtime.unrouted
             if plan.log_slots:
                 chain.run_log_phase(plan, token, log_record(token, response, sent))
-            self._reporter.report(event_of(token, response, sent))
-            if plan.is_prompt and sent.outcome == "complete" and response.source == "upstream":
+            self.reporter.report(event_of(token, response, sent))
+            if plan.is_prompt and response.source == "upstream" and sent.outcome == "complete":
                 self._open_line(token)
         except Exception:
             log.exception("exchange %s could not be reported", token.id)
         # A stream's body knows its exchange. Without this the two would hold each other until the collector comes, and
         # it stops everything for 10 ms when many have gathered.
         token.response = None
-        self._left(token.runtime)
+        self.left(token.runtime)
 
     def refused(self, error: GatewayError, request: Request | None, peer: tuple[str, int]) -> Response:
         """What goes out before the connection is closed; counted where it is known what was asked for."""
@@ -122,11 +122,6 @@ class Pipeline:
         exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
         return exchange
 
-    def report(self, runtime: Runtime, event: bytes) -> None:
-        """A ride has ended well."""
-        self._reporter.report(event)
-        self._left(runtime)
-
     # Runtimes.
 
     def swap(self, runtime: Runtime) -> None:
@@ -143,7 +138,7 @@ class Pipeline:
         self._close(self.runtime)
         await asyncio.wait(self._closing)
 
-    def _left(self, runtime: Runtime) -> None:
+    def left(self, runtime: Runtime) -> None:
         """An exchange on it is over."""
         runtime.exchanges -= 1
         if not runtime.exchanges and runtime in self._retired:

@@ -105,10 +105,17 @@ class ClientConnection(asyncio.Protocol):
         if self._writable is None:
             self._started = self._watchdog.set(timeouts.read)
 
-    def drop(self) -> None:
-        """Break off: nobody waits for the answer that is under way."""
-        self._ride = None
-        if self._busy:
+    def drop(self, ride: Ride) -> None:
+        """Break off: nobody waits for this ride's answer. If it has come already, the connection may be another's."""
+        waiter = ride.waiter
+        if waiter is None:
+            is_its = self._ride is ride
+        elif waiter.done():  # To look is also to keep asyncio from complaining that nobody did.
+            is_its = waiter.exception() is None and waiter.result().body is self._reader.body
+        else:
+            is_its = self._waiter is waiter
+        if is_its and self._busy:
+            self._ride = self._waiter = None
             self._busy = False
             self.abort()
 

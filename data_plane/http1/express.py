@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from data_plane.http1.client_connection import ClientConnection
     from data_plane.http1.familiar import Familiar
-    from data_plane.http1.response_writer import Outcome
     from data_plane.messages import Request, Response
 MAX_BODY = 32 * 1024
 """Bytes of a body that may ride. Beyond, copying it to write it with its head costs more than the ordinary way."""
@@ -56,7 +55,7 @@ class Line(Protocol):
     def derailed(self, ride: Ride) -> None:
         """Hear that a ride goes the ordinary way."""
 
-    def abandon(self, ride: Ride, outcome: Outcome) -> None:
+    def abandon(self, ride: Ride) -> None:
         """Nobody waits for the answer any more."""
 
 
@@ -104,7 +103,4 @@ class Ride:
 
     def drop(self) -> None:
         """Break the upstream's connection: its answer is not wanted."""
-        waiter = self.waiter
-        if waiter is not None and waiter.done() and not waiter.cancelled():
-            waiter.exception()  # seen, or asyncio would complain that nobody looked
-        self.behind.drop()
+        self.behind.drop(self)

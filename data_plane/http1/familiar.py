@@ -17,6 +17,8 @@ from data_plane.messages import Head, Headers
 
 _MAX_SIZE = 8 * 1024
 """Bytes of a head that are kept with a connection."""
+_MAX_DIGITS = 20
+"""Of the number in a Content-Length."""
 _PATIENCE = 8
 """Strange heads in a row after which a connection counts as one that never says the same twice."""
 _RETRY = 64
@@ -74,7 +76,7 @@ class Familiar:
             return None
         if not self._after_size:
             return b"" if len(data) == at else None
-        end = data.find(b"\r", at, at + 20)
+        end = data.find(b"\r", at, at + _MAX_DIGITS)
         if end < 0 or not data.startswith(self._after, end):
             return None
         rest = data[end + self._after_size :]
@@ -84,9 +86,11 @@ class Familiar:
 class Memory:
     """What one connection's reader remembers: the last head, unless heads there never come twice."""
 
-    __slots__ = ("last", "strange")
+    __slots__ = ("_max_size", "last", "strange")
 
-    def __init__(self) -> None:
+    def __init__(self, max_head_size: int = _MAX_SIZE) -> None:
+        """`max_head_size`: what the reader allows. What is remembered keeps to it whatever length it may tell."""
+        self._max_size = min(_MAX_SIZE, max_head_size - _MAX_DIGITS)
         self.strange = 0
         """Heads that were not the last one, since one was."""
         self.last: Familiar | None = None
@@ -97,7 +101,7 @@ class Memory:
         Returns the headers to go on with: the list of those given may be what is remembered, and must not be changed.
         """
         self.strange += 1
-        if size > _MAX_SIZE or (self.strange > _PATIENCE and self.strange % _RETRY):
+        if size > self._max_size or (self.strange > _PATIENCE and self.strange % _RETRY):
             return headers
         familiar = self.last = Familiar(data, size, headers, meaning)
         return familiar.head.headers(headers.get("content-length") or "")

@@ -130,7 +130,7 @@ class RequestReader:
         self._is_between = True
         """Whether the parser has seen no byte of a request that it has not seen the end of."""
         self._whole = WholeReader(httptools.HttpRequestParser)
-        self._memory = Memory()
+        self._memory = Memory(limits.max_head_size)
 
     @property
     def in_head(self) -> bool:
@@ -181,7 +181,7 @@ class RequestReader:
         limits = self._limits
         familiar = self._memory.last
         body = familiar.rest_of(data) if familiar is not None else None
-        if familiar is not None and body is not None and len(data) - len(body) <= limits.max_head_size:
+        if familiar is not None and body is not None:
             if limits.max_body_size and len(body) > limits.max_body_size:
                 return False
             self._memory.strange = 0

@@ -15,6 +15,8 @@ from data_plane.http1.whole import WholeReader
 from data_plane.messages import Headers, Response
 
 _MAX_INTERIM = 16
+_BODILESS = frozenset({204, 304})
+"""Answers that have no body, whatever length their head tells: the bytes behind that are no part of it."""
 _VERSIONS = frozenset({"1.0", "1.1"})
 
 
@@ -77,7 +79,7 @@ class ResponseReader:
         self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._whole = WholeReader(httptools.HttpResponseParser)
-        self._memory = Memory()
+        self._memory = Memory(limits.max_head_size)
 
     def expect(self, method: str) -> None:
         """The next bytes answer a request of this method."""
@@ -117,7 +119,7 @@ class ResponseReader:
         if familiar is None or self.began or self.complete or self._head_only:
             return None
         body = familiar.rest_of(data)
-        if body is None or len(data) - len(body) > self._limits.max_head_size:
+        if body is None:
             return None
         self._memory.strange = 0
         self.began = self.complete = self.keep_alive = True
@@ -146,7 +148,8 @@ class ResponseReader:
             return False
         if len(headers) > self._limits.max_headers or size > self._limits.max_head_size:
             return False
-        headers = self._memory.keep(data, size, headers, int(code))
+        if int(code) not in _BODILESS:
+            headers = self._memory.keep(data, size, headers, int(code))
         self.began = self.complete = self.keep_alive = True
         self._response = Response(int(code), headers, body, source="upstream")
         self._pieces.append(body)

@@ -170,8 +170,8 @@ class ServerConnection(asyncio.Protocol):
         familiar = self._reader.familiar
         if familiar is None or familiar.line is None or self._ride is not None or self._queue:
             return False
-        if self.is_draining or self._writer.blocked is not None:
-            return False
+        if self.is_draining or self._transport.get_write_buffer_size():
+            return False  # An answer that would have to wait for a slow client is not done when it is written.
         body = familiar.rest_of(data)
         if body is None or len(body) > self._max_express_body:
             return False
@@ -183,7 +183,7 @@ class ServerConnection(asyncio.Protocol):
         self._transport.write(data)
         if self._queue or self._eof:
             self._wake()
-        elif self._writer.blocked is None:
+        else:
             limits = self._limits
             self._watchdog.set(limits.head_timeout if self._reader.in_head else limits.keepalive_timeout)
 
@@ -260,7 +260,7 @@ class ServerConnection(asyncio.Protocol):
         self._queue.clear()
         ride, self._ride = self._ride, None
         if ride is not None:
-            ride.line.abandon(ride, "gateway_abort" if self._given_up else "client_closed")
+            ride.line.abandon(ride)
         if self._task is not None:
             self._task.cancel()
 
