@@ -351,25 +351,29 @@ def _may_repeat(request: Request, error: UpstreamError) -> bool:
 
 
 class CallHeaders(dict[str, str | list[str]]):
-    """Headers that may be given for many calls: what becomes of them is kept with them, by the URL's authority."""
+    """Headers that may be given for many calls: what becomes of them is kept with them, by the URL's authority.
 
-    __slots__ = ("_heads",)
+    It is forgotten when the configuration changes: handlers of old ones may have left notes there.
+    """
+
+    __slots__ = ("_heads", "_version")
 
     _REMEMBERED = 16
 
     def __init__(self, headers: Mapping[str, str | list[str]] = MappingProxyType({})) -> None:
         super().__init__(headers)
         self._heads: dict[str, tuple[Head, str]] = {}
+        self._version: int | None = None
 
-    def towards(self, authority: str) -> Headers:
-        """Once asked, these headers must not be changed."""
-        known = self._heads.get(authority)
+    def towards(self, authority: str, version: int | None) -> Headers:
+        """Once asked, these headers must not be changed. `version`: of the configuration."""
+        known = self._heads.get(authority) if version == self._version else None
         if known is None:
-            fields = _given(self, authority)
-            known = Head(fields.raw, fields.index), fields.get("content-length") or ""
-            if len(self._heads) >= self._REMEMBERED:
+            if version != self._version or len(self._heads) >= self._REMEMBERED:
                 self._heads.clear()
-            self._heads[authority] = known
+                self._version = version
+            fields = _given(self, authority)
+            known = self._heads[authority] = Head(fields.raw, fields.index), fields.get("content-length") or ""
         head, length = known
         return head.headers(length)
 
@@ -396,7 +400,10 @@ class Sender:
     ) -> Response:
         """See `HttpSender.fetch`. Raises UpstreamError. The response's body keeps to the same deadline."""
         scheme, host, port, authority, target = split_url(url)
-        fields = headers.towards(authority) if isinstance(headers, CallHeaders) else _given(headers, authority)
+        if isinstance(headers, CallHeaders):
+            fields = headers.towards(authority, getattr(parent.runtime, "version", None))
+        else:
+            fields = _given(headers, authority)
         request = Request(method, target, fields, BufferedBody(body), scheme=scheme)
         due = time.monotonic() + timeout
         if parent.deadline is not None:

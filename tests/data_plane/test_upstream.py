@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -303,9 +304,22 @@ class TestFetch:
 
     async def test_headers_that_are_kept_are_kept_for_few_authorities(self) -> None:
         kept = CallHeaders({"X-One": "1"})
-        heads = [kept.towards(f"host{number}").origin for number in range(100)]
-        assert kept.towards("host99").origin is heads[99]
-        assert kept.towards("host0").origin is not heads[0]
+        heads = [kept.towards(f"host{number}", 1).origin for number in range(100)]
+        assert kept.towards("host99", 1).origin is heads[99]
+        assert kept.towards("host0", 1).origin is not heads[0]
+
+    async def test_what_was_noted_is_forgotten_with_the_configuration(self) -> None:
+        network = Network()
+        kept = CallHeaders({"X-One": "1"})
+        parent = arrived()
+        heads = []
+        for version in (1, 1, 2, 2):
+            parent.runtime = SimpleNamespace(version=version)
+            await self.sender(network).fetch("GET", "http://x/a", kept, b"", parent=parent, timeout=5)
+            heads.append(network.request.headers.origin)
+        assert heads[0] is heads[1]
+        assert heads[2] is heads[3]
+        assert heads[2] is not heads[1]
 
     @pytest.mark.parametrize("url", ["", "/path", "ftp://x/", "http://", "http://x:port/", "http://[::1/"])
     async def test_what_is_no_url_is_an_invalid_response(self, url: str) -> None:
