@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from data_plane.plugins.datakit.simple import _MINUS_ZERO, evaluate
 from data_plane.plugins.datakit.simple import compiled as simple
-from data_plane.plugins.datakit.simple import evaluate
 from data_plane.plugins.datakit.values import NULL, Value, dumps, loads, object_of, read_body
 from gateway_schema.plugins.datakit_jq import as_text
 
@@ -257,3 +258,12 @@ def test_a_program_that_looks_at_its_input_is_none(program: str) -> None:
     known = simple(program)
     assert known is not None
     assert not known.constant
+
+
+@given(st.text(alphabet="-0:,[ \na9", max_size=10))
+def test_minus_zero_is_looked_for_where_a_number_may_begin(text: str) -> None:
+    assert (_MINUS_ZERO(text) is not None) == (re.search(r"(?:^|[:\[,\s])-0", text) is not None)
+
+
+def test_a_date_in_an_answer_needs_no_jq() -> None:
+    assert agrees(".model", '{"model":"gpt-4o-2024-08-06"}')
