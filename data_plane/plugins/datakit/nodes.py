@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from data_plane.errors import PayloadTooLarge, UpstreamError
 from data_plane.messages import Headers, Response
 from data_plane.plugins.datakit import properties
-from data_plane.plugins.datakit.programs import evaluate_by_jq
+from data_plane.plugins.datakit.programs import evaluate
 from data_plane.plugins.datakit.simple import Simple, compiled
 from data_plane.plugins.datakit.sources import Answer, Fixed, Output
 from data_plane.plugins.datakit.state import Inputs, State
@@ -212,7 +212,7 @@ class Jq:
                 return known
         if whole is None:
             whole = object_of((name, given) for name, given in inputs.items() if name is not None)
-        return evaluate_by_jq(self._program, whole, state.pool)
+        return evaluate(self._program, whole, state.pool)
 
 
 def _constant(program: Simple) -> Constant:

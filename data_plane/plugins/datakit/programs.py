@@ -1,5 +1,5 @@
-"""jq programs at work: simple ones without jq (`simple`), small ones where the request is handled, all others in
-processes that can be killed.
+"""jq programs at work, where `simple` does not know what they give: small ones where the request is handled, all others
+in processes that can be killed.
 
 A program that does not end would otherwise stop every request of the worker (or, in a thread, hold a core and its
 memory for ever: libjq cannot be interrupted). `gateway_schema.plugins.datakit_jq` says which programs are which.
@@ -16,7 +16,6 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final
 
-from data_plane.plugins.datakit import simple
 from data_plane.plugins.datakit.values import NULL, NodeError, Value
 from gateway_schema.plugins.datakit_jq import Program, as_text
 
@@ -33,12 +32,6 @@ _MAX_MESSAGE: Final = 300
 
 def evaluate(program: Program, value: Value, pool: EvaluatorPool) -> Value | Awaitable[Value]:
     """The first result, null when there is none. Raises NodeError; larger work is given back as an awaitable."""
-    known = simple.evaluate(program.source, value)
-    return evaluate_by_jq(program, value, pool) if known is None else known
-
-
-def evaluate_by_jq(program: Program, value: Value, pool: EvaluatorPool) -> Value | Awaitable[Value]:
-    """The same for what is known not to be simple."""
     text = value.text
     if not program.runs_inline(text):
         return pool.evaluate(program, text)

@@ -94,12 +94,6 @@ class Simple:
         return Value(result, None, result)
 
 
-def evaluate(source: str, value: Value) -> Value | None:
-    """What the program makes of a value; None when libjq is to say."""
-    program = compiled(source)
-    return None if program is None else program.of(value)
-
-
 _ODD: Final = (None, INLINE_INPUT + 1, 0)
 """What is known of a value that only libjq is to see: it is too long for all others."""
 _SHORT: Final = 4096
@@ -130,6 +124,8 @@ def _check_exact(value: Any) -> None:
     kind = type(value)
     for member in value.values() if kind is dict else value if kind is list else (value,):
         kind = type(member)
+        if kind is str:
+            continue
         if kind is dict or kind is list:
             _check_exact(member)
         elif kind is float or (kind is int and not -_EXACT <= member <= _EXACT):

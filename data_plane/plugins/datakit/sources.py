@@ -25,16 +25,20 @@ from gateway_schema.plugins.datakit_ports import SOURCES
 class Answer:
     """What a call gives. Most workflows read the body only, so the rest is made when somebody does."""
 
-    __slots__ = ("_body", "_raw", "_response")
+    __slots__ = ("_made", "_raw", "_response")
 
     def __init__(self, body: Value, raw: bytes, response: Response) -> None:
-        self._body = body
+        self._made = {"body": body}
         self._raw = raw
         self._response = response
 
     def get(self, field: str, default: Value) -> Value:
-        if field == "body":
-            return self._body
+        made = self._made.get(field)
+        if made is None:
+            made = self._made[field] = self._make(field, default)
+        return made
+
+    def _make(self, field: str, default: Value) -> Value:
         if field == "headers":
             return read_headers(self._response.headers)
         if field == "status":
