@@ -44,17 +44,32 @@ def cost(usage: Usage, options: ModelOptions, service_tier: str) -> int | None:
 
     Cached and cache-written tokens are part of the prompt; without a price of their own they cost what input costs.
     """
-    if options.input_cost is None or options.output_cost is None:
+    input_cost, output_cost = options.input_cost, options.output_cost
+    if input_cost is None or output_cost is None:
         return None
+    if (
+        usage.cached_tokens
+        or usage.cache_write_tokens
+        or usage.cache_writes_by_ttl
+        or options.context_window_factor
+        or options.service_tier_factor
+    ):
+        return _sum_of_parts(usage, options, service_tier, input_cost, output_cost)
+    prompt = min(_MAX_COST, usage.prompt_tokens * input_cost * _NANO_PER_UNIT_PRICE)
+    completion = min(_MAX_COST, usage.completion_tokens * output_cost * _NANO_PER_UNIT_PRICE)
+    return min(_MAX_COST, round(prompt) + round(completion))
+
+
+def _sum_of_parts(usage: Usage, options: ModelOptions, service_tier: str, input_cost: float, output_cost: float) -> int:
     input_factor, output_factor = _context_factors(usage.prompt_tokens, options)
     tier = _tier_factor(service_tier, options)
     plain = max(0, usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens)
-    read_cost = options.input_cost if options.cache_read_cost is None else options.cache_read_cost
+    read_cost = input_cost if options.cache_read_cost is None else options.cache_read_cost
     parts = (
-        (plain, options.input_cost * input_factor),
+        (plain, input_cost * input_factor),
         (usage.cached_tokens, read_cost * input_factor),
         *((tokens, price * input_factor) for tokens, price in _cache_writes(usage, options)),
-        (usage.completion_tokens, options.output_cost * output_factor),
+        (usage.completion_tokens, output_cost * output_factor),
     )
     costs = (min(_MAX_COST, tokens * price * tier * _NANO_PER_UNIT_PRICE) for tokens, price in parts)
     return min(_MAX_COST, sum(map(round, costs)))

@@ -59,14 +59,9 @@ class Attempt:
         self.ready = ready
         self.payload = Payload() if target.logs_payloads else None
         previous = exchange.llm_calls
-        self.call = LlmCall(
-            plugin_id=plugin_id,
-            provider=target.provider,
-            request_model=ready.model,
-            model_alias=target.alias_text,
-            stream=stream,
-            role="fallback" if previous else "selected",
-        )
+        role = "fallback" if previous else "selected"
+        # By position, which takes half as long: plugin, provider, the models, alias, stream, no status, no error, role.
+        self.call = LlmCall(plugin_id, target.provider, ready.model, "", target.alias_text, stream, 0, "", role)
         previous.append(self.call)
 
     @property

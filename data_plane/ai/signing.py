@@ -1,7 +1,7 @@
 """AWS Signature Version 4 for requests to models, and where the credentials come from.
 
-botocore knows the algorithm and the places where credentials may be found. Two of its steps are replaced because they
-are repeated for every request: the day's signing key is remembered, and headers are a plain mapping. Finding
+botocore knows the algorithm and the places where credentials may be found. What would be repeated for every request is
+remembered: the day's signing key, and what botocore signs for a request of one kind, around its date and body. Finding
 credentials may mean files, a metadata server or STS, all of it blocking: that happens in a thread, for one caller at a
 time, with a time limit, and long before the old ones expire.
 """
@@ -14,7 +14,7 @@ import hmac
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from botocore.auth import SigV4Auth
@@ -35,10 +35,29 @@ _FAILURE_PAUSE: Final = 2.0
 """Seconds during which a failed search is not repeated: requests fail at once instead of queueing for a thread."""
 _STS_CONFIG: Final = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 2})
 _DEFAULT_SESSION_NAME: Final = "tandem"
+_NEVER: Final = "00000000T000000Z"
+"""Stands for the date of a request."""
+_EMPTY_BODY: Final = hashlib.sha256(b"").hexdigest()
+_MAX_FORMS: Final = 64
+"""Kinds of requests that a signer remembers: addresses and fixed headers, of which a target has a few."""
+
+
+@lru_cache(maxsize=4)
+def _stamp(second: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
 
 
 class CredentialsUnavailable(Exception):
     """No credentials could be found. The message is for the log and names no secret."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Form:
+    """The canonical request of one kind, around its date, and the names of the headers in it. May hold a token."""
+
+    before: str
+    after: str
+    signed: str
 
 
 class _Fields(dict[str, str]):
@@ -67,6 +86,7 @@ class Signer(SigV4Auth):  # type: ignore[misc]  # botocore has no types
         super().__init__(credentials, service, region)
         self._key_date = ""
         self._key = b""
+        self._forms: dict[Any, _Form] = {}
 
     def sign(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes, timestamp: str | None = None
@@ -76,17 +96,38 @@ class Signer(SigV4Auth):  # type: ignore[misc]  # botocore has no types
         `headers` (lower-case names, `host` among them) are all signed; `url` is absolute with its path as on the wire;
         `timestamp` is `YYYYMMDDTHHMMSSZ`, by default now.
         """
-        stamp = timestamp or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        stamp = timestamp or _stamp(int(time.time()))
+        named = (method, url, *headers.items())
+        form = self._forms.get(named)
+        if form is None:
+            form = self._remember(named, self._form(method, url, headers))
+        canonical = f"{form.before}{stamp}{form.after}{hashlib.sha256(body).hexdigest()}"
+        scope = f"{stamp[:8]}/{self._region_name}/{self._service_name}/aws4_request"
+        digest = hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+        signature = self._signature(f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}", stamp[:8])
         added = {"x-amz-date": stamp}
         if self.credentials.token:
             added["x-amz-security-token"] = self.credentials.token
-        request = _Signable(method, url, _Fields({**headers, **added}), body, {"timestamp": stamp})
-        signature = self.signature(self.string_to_sign(request, self.canonical_request(request)), request)
         added["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={self.scope(request)}, "
-            f"SignedHeaders={self.signed_headers(request.headers)}, Signature={signature}"
+            f"AWS4-HMAC-SHA256 Credential={self.credentials.access_key}/{scope}, "
+            f"SignedHeaders={form.signed}, Signature={signature}"
         )
         return added
+
+    def _form(self, method: str, url: str, headers: Mapping[str, str]) -> _Form:
+        """What botocore signs for such a request, with places for its date and its body."""
+        fields = _Fields({**headers, "x-amz-date": _NEVER})
+        if self.credentials.token:
+            fields["x-amz-security-token"] = self.credentials.token
+        canonical = self.canonical_request(_Signable(method, url, fields, b"", {"timestamp": _NEVER}))
+        before, after = canonical.removesuffix(_EMPTY_BODY).split(f"\nx-amz-date:{_NEVER}\n")
+        return _Form(f"{before}\nx-amz-date:", f"\n{after}", self.signed_headers(fields))
+
+    def _remember(self, named: Any, form: _Form) -> _Form:
+        if len(self._forms) >= _MAX_FORMS:
+            self._forms.clear()
+        self._forms[named] = form
+        return form
 
     def headers_to_sign(self, request: _Signable) -> _Fields:
         return request.headers
@@ -94,8 +135,7 @@ class Signer(SigV4Auth):  # type: ignore[misc]  # botocore has no types
     def payload(self, request: _Signable) -> str:
         return hashlib.sha256(request.body).hexdigest()
 
-    def signature(self, string_to_sign: str, request: _Signable) -> str:
-        date = request.context["timestamp"][:8]
+    def _signature(self, string_to_sign: str, date: str) -> str:
         if date != self._key_date:
             key = f"AWS4{self.credentials.secret_key}".encode()
             for part in (date, self._region_name, self._service_name, "aws4_request"):
@@ -145,11 +185,17 @@ class SignerSource:
         self._ready: Any = None
         """botocore's credentials, which know when they want to be renewed; only the loading thread lets them."""
 
+    def at_hand(self) -> Signer | None:
+        """A signer for which nothing has to be found or renewed."""
+        signer = self._signer
+        return signer if signer is not None and (self._static or not self._wants_renewal()) else None
+
     async def signer(self) -> Signer:
         """Raises CredentialsUnavailable."""
-        signer = self._signer
-        if signer is not None and (self._static or not self._wants_renewal()):
+        signer = self.at_hand()
+        if signer is not None:
             return signer
+        signer = self._signer
         if self._failure is not None and time.monotonic() < self._failure[0]:
             if signer is not None and not self._is_expired():
                 return signer

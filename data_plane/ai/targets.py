@@ -18,7 +18,7 @@ from data_plane.ai.balancer import Breaker
 from data_plane.ai.providers import PROVIDERS
 from data_plane.ai.providers.base import Adapter, EncodedRequest, ProviderRow, Unaddressable
 from data_plane.ai.providers.bedrock import region_of
-from data_plane.ai.signing import CredentialPlan, CredentialsUnavailable, SignerSource
+from data_plane.ai.signing import CredentialPlan, CredentialsUnavailable, Signer, SignerSource
 from data_plane.ai.templates import expand, expand_name, has_template
 from data_plane.errors import ConfigError, LlmError
 from data_plane.exchange import Exchange
@@ -114,6 +114,8 @@ class Target:
     def ready(self, exchange: Exchange, named: str | None, *, by_alias: bool) -> Ready:
         """The target for this request, which named the model `named`. Raises LlmError(400)."""
         ready = self._ready
+        if by_alias and ready is not None:
+            return ready
         if ready is None:
             ready = self._prepare_for(exchange, named)
         if named and not by_alias and named != ready.model:
@@ -224,14 +226,19 @@ class Target:
         return not overrides and not credential_elsewhere and "content-length" not in self._heads[False].index
 
     def request_at_once(self, ready: Ready, encoded: EncodedRequest, stream: bool) -> Request | None:
-        """What `request` gives, where nothing in it depends on the exchange or has to be signed; else None.
+        """What `request` gives, where nothing in it depends on the exchange or has to be waited for; else None.
 
-        The fields are the same every time: whoever writes them finds their head.
+        Unless it is signed, the fields are the same every time: whoever writes them finds their head.
         """
-        if ready.signer is not None or not self._asks_nothing or encoded.headers or encoded.query:
+        if not self._asks_nothing or encoded.headers or encoded.query:
             return None
         target = ready.base_path + encoded.path if ready.fixed_path is None else ready.fixed_path
         headers = self._heads[stream].headers("")
+        if ready.signer is not None:
+            signer = ready.signer.at_hand()
+            if signer is None:
+                return None
+            headers.extend(_signature(signer, ready, target, encoded.method, encoded.body))
         return Request(encoded.method, target, headers, BufferedBody(encoded.body), scheme=ready.origin.scheme)
 
     async def request(self, ready: Ready, encoded: EncodedRequest, exchange: Exchange, *, stream: bool) -> Request:
@@ -253,7 +260,7 @@ class Target:
         if query:
             target += ("&" if "?" in target else "?") + urlencode(query, quote_via=quote)
         if ready.signer is not None:
-            headers += await self._signature(ready, target, encoded.method, body)
+            headers += _signature(await _signer_of(ready.signer), ready, target, encoded.method, body)
         return Request(encoded.method, target, Headers(headers), BufferedBody(body), scheme=ready.origin.scheme)
 
     def _query_credential(self, name: str, value: str, exchange: Exchange) -> str:
@@ -268,17 +275,6 @@ class Target:
             fields[name] = value
         return orjson.dumps(fields)
 
-    async def _signature(self, ready: Ready, target: str, method: str, body: bytes) -> list[tuple[str, str]]:
-        assert ready.signer is not None
-        try:
-            signer = await ready.signer.signer()
-        except CredentialsUnavailable as fault:
-            raise IdentityFailed(str(fault)) from fault
-        authority = ready.origin.authority
-        signed = {"host": authority, "content-type": "application/json"}
-        added = signer.sign(method, f"{ready.origin.scheme}://{authority}{target}", signed, body)
-        return [("Host", authority), *added.items()]
-
 
 class IdentityFailed(LlmError):
     """No credentials for the provider; `detail` is for the log."""
@@ -286,6 +282,20 @@ class IdentityFailed(LlmError):
     def __init__(self, detail: str) -> None:
         super().__init__(500, "LLM request failed before proxying", kind="identity")
         self.detail = detail
+
+
+async def _signer_of(source: SignerSource) -> Signer:
+    try:
+        return await source.signer()
+    except CredentialsUnavailable as fault:
+        raise IdentityFailed(str(fault)) from fault
+
+
+def _signature(signer: Signer, ready: Ready, target: str, method: str, body: bytes) -> list[tuple[str, str]]:
+    authority = ready.origin.authority
+    signed = {"host": authority, "content-type": "application/json"}
+    added = signer.sign(method, f"{ready.origin.scheme}://{authority}{target}", signed, body)
+    return [("Host", authority), *added.items()]
 
 
 def _split(url: str) -> tuple[Origin, str]:

@@ -61,7 +61,7 @@ class _Question:
 
     __slots__ = ("by_alias", "chat", "decision", "exchange", "model", "shows_usage", "stream")
 
-    def __init__(self, exchange: Exchange, chat: dict[str, Any], decision: Decision, *, always_streams: bool) -> None:
+    def __init__(self, exchange: Exchange, chat: dict[str, Any], decision: Decision, always_streams: bool) -> None:
         model, stream = chat.get("model"), bool(chat.get("stream"))
         self.exchange = exchange
         self.chat = chat
@@ -125,7 +125,7 @@ class ModelUpstream:
             check_is_chat(chat)
             if self._denies_streams and chat.get("stream"):
                 raise LlmError(400, "response streaming is not enabled for this LLM", kind="streaming_denied")
-            question = _Question(exchange, chat, decision, always_streams=self._always_streams)
+            question = _Question(exchange, chat, decision, self._always_streams)
             return await self._try_targets(question, self._candidates(question))
         except GatewayError as error:
             error.headers = {**error.headers, HEADER: decision.id}
@@ -144,7 +144,7 @@ class ModelUpstream:
             return None
         check_is_chat(chat)
         decision = exchange.decision = Decision(self._targets)
-        question = _Question(exchange, chat, decision, always_streams=False)
+        question = _Question(exchange, chat, decision, False)
         targets = self._candidates(question).targets
         if len(targets) != 1 or targets[0].breaker.failures:
             return None
@@ -178,9 +178,9 @@ class ModelUpstream:
 
     def _candidates(self, question: _Question) -> Group[Target]:
         decision = question.decision
-        group, by_alias = self._balancer.candidates(question.model)
-        question.by_alias = decision.by_alias = by_alias
-        decision.asked_for, decision.candidates = question.model or "", group.targets
+        group, question.by_alias = self._balancer.candidates(question.model)
+        decision.asked_for = question.model or ""
+        decision.by_alias, decision.candidates = question.by_alias, group.targets
         return group
 
     async def _try_targets(self, question: _Question, group: Group[Target]) -> Response:
@@ -188,7 +188,11 @@ class ModelUpstream:
         tried: list[Target] = []
         last: _Failed | None = None
         for _ in self._rounds:
-            target = self._next_target(group, tried, last)
+            target = group.pick(tried, time.monotonic())
+            if target is None and last is not None and last.was_not_reached:
+                # All were tried and the last was not even reached: the round begins anew.
+                tried.clear()
+                target = group.pick(tried, time.monotonic())
             if target is None:
                 break
             tried.append(target)
@@ -200,32 +204,16 @@ class ModelUpstream:
             outcome = await self._attempt(question, *prepared)
             if type(outcome) is Response:
                 attempts.append((target, "answered"))
-                self._note_passed(group, tried, question.decision)
+                if len(tried) < len(group.targets):
+                    _note_passed(group, tried, question.decision)
                 return outcome
             assert type(outcome) is _Failed
             last = outcome
             attempts.append((target, last.verdict))
             if not self._rule.allows(last.failure):
                 break
-        self._note_passed(group, tried, question.decision)
+        _note_passed(group, tried, question.decision)
         return _conclude(last)
-
-    def _next_target(self, group: Group[Target], tried: list[Target], last: _Failed | None) -> Target | None:
-        """A target that was not tried; when all were and the last was not even reached, the round begins anew."""
-        now = time.monotonic()
-        target = group.pick(tried, now)
-        if target is None and last is not None and last.was_not_reached:
-            tried.clear()
-            return group.pick(tried, now)
-        return target
-
-    def _note_passed(self, group: Group[Target], tried: list[Target], decision: Decision) -> None:
-        if len(tried) == len(group.targets):
-            return
-        now = time.monotonic()
-        for target in group.targets:
-            if target.breaker.failures and target not in tried and not target.breaker.allows(now):
-                decision.passed_over.append((target, "failed too often lately"))
 
     # One attempt.
 
@@ -250,16 +238,34 @@ class ModelUpstream:
         return attempt, encoded
 
     async def _attempt(self, question: _Question, attempt: Attempt, encoded: EncodedRequest) -> Response | _Failed:
+        exchange, ready = question.exchange, attempt.ready
+        exchange.marks.upstream_started = attempt.started
         try:
-            return await self._ask(question, attempt, encoded)
+            request = attempt.target.request_at_once(ready, encoded, question.stream)
+            if request is None:
+                request = await attempt.target.request(ready, encoded, exchange, stream=question.stream)
+            ride = exchange.request.ride
+            if ride is not None:
+                request.ride, exchange.request.ride = ride, None
+                attempt.started = exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
+            response = await self._client.send(ready.origin, request, self._timeouts)
+            exchange.marks.first_byte = time.monotonic()
+            exchange.upstream_status = attempt.call.status = response.status
+            if response.status != 200:
+                return self._refused(question, attempt, response)
+            body = response.body
+            if question.stream:
+                answer = await self._streamed(question, attempt, response)
+            elif type(body) is bytes and not response.is_held:
+                answer = self._answered(question.decision, attempt, response, body)
+            else:
+                answer = await self._whole(question, attempt, response)
         except IdentityFailed as error:
-            log.error("exchange %s: %s", question.exchange.id, error.detail)
+            log.error("exchange %s: %s", exchange.id, error.detail)
             return self._failed(attempt, error, Failure("error", sent=False))
         except UpstreamError as error:
             if error.detail:
-                log.warning(
-                    "exchange %s: %s: %s (%s)", question.exchange.id, attempt.ready.model, error.kind, error.detail
-                )
+                log.warning("exchange %s: %s: %s (%s)", exchange.id, ready.model, error.kind, error.detail)
             return self._failed(attempt, error, Failure.of(error))
         except asyncio.CancelledError:
             attempt.abandoned()
@@ -267,30 +273,9 @@ class ModelUpstream:
         except Exception as error:
             attempt.end(None, kind=getattr(error, "kind", "internal"))
             raise
-
-    async def _ask(self, question: _Question, attempt: Attempt, encoded: EncodedRequest) -> Response | _Failed:
-        exchange, target, ready, stream = question.exchange, attempt.target, attempt.ready, question.stream
-        exchange.marks.upstream_started = attempt.started
-        request = target.request_at_once(ready, encoded, stream)
-        if request is None:
-            request = await target.request(ready, encoded, exchange, stream=stream)
-        ride = exchange.request.ride
-        if ride is not None:
-            request.ride, exchange.request.ride = ride, None
-            attempt.started = exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
-        response = await self._client.send(ready.origin, request, self._timeouts)
-        exchange.marks.first_byte = time.monotonic()
-        exchange.upstream_status = attempt.call.status = response.status
-        if response.status != 200:
-            return self._refused(question, attempt, response)
-        if stream:
-            answer = await self._streamed(question, attempt, response)
-        elif type(response.body) is bytes and not response.is_held:
-            answer = self._answered(question.decision, attempt, response, response.body)
-        else:
-            answer = await self._whole(question, attempt, response)
-        if target.breaker.failures:
-            target.breaker.succeeded(time.monotonic())
+        breaker = attempt.target.breaker
+        if breaker.failures:
+            breaker.succeeded(time.monotonic())
         return answer
 
     def _failed(self, attempt: Attempt, error: GatewayError, failure: Failure) -> _Failed:
@@ -330,24 +315,24 @@ class ModelUpstream:
 
     def _answered(self, decision: Decision, attempt: Attempt, response: Response, body: bytes) -> Response:
         """A whole answer in OpenAI's shape. Raises InvalidResponse for one that is compressed."""
-        origin = response.headers.origin
-        onward: Head | None = None if origin is None else origin.notes.get(attempt.ready.adapter)
+        origin, adapter = response.headers.origin, attempt.ready.adapter
+        onward: Head | None = None if origin is None else origin.notes.get(adapter)
         if onward is None:
             _check_encoding(response)
-        decoded = attempt.ready.adapter.decode(body, response.headers)
+        decoded = adapter.decode(body, response.headers)
         if decoded.body is not None:
             body = orjson.dumps(decoded.body)
         if onward is None:
             onward = Head(self._onward(attempt, response.headers, converted=decoded.body is not None))
             if origin is not None:
-                origin.note(attempt.ready.adapter, onward)
+                origin.note(adapter, onward)
         if attempt.payload is not None:
             attempt.payload.response = body
         attempt.answered(decoded.usage, decoded.text_length, decoded.model, decoded.finish_reason, decoded.service_tier)
         return Response(200, onward.followed_by((HEADER, decision.id)), body, source="upstream")
 
     def _onward(self, attempt: Attempt, headers: Headers, *, converted: bool) -> list[tuple[str, str]]:
-        """The fields that go on with a whole answer. Which kind of answers a target converts is always the same."""
+        """The fields that go on with a whole answer. Which answers an adapter converts is always the same."""
         fields = _kept(headers, with_body=False)
         given = None if converted else headers.get("content-type")
         fields.append(("Content-Type", given or "application/json"))
@@ -374,6 +359,13 @@ class ModelUpstream:
         answer = Response(200, Headers.adopt(fields), relay, source="upstream")
         answer.on_close(relay.close)
         return answer
+
+
+def _note_passed(group: Group[Target], tried: list[Target], decision: Decision) -> None:
+    now = time.monotonic()
+    for target in group.targets:
+        if target.breaker.failures and target not in tried and not target.breaker.allows(now):
+            decision.passed_over.append((target, "failed too often lately"))
 
 
 def _conclude(last: _Failed | None) -> Response:

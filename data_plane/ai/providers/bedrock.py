@@ -80,7 +80,9 @@ class BedrockAdapter:
         completion = _completion(_answer_id(headers), self._model, text, calls, finish_reason, usage)
         if isinstance(answer.get("trace"), dict):
             completion["trace"] = answer["trace"]
-        length = text_size(text) + sum(text_size(call["function"]["arguments"]) for call in calls)
+        length = text_size(text)
+        for call in calls:
+            length += text_size(call["function"]["arguments"])
         return DecodedResponse(completion, self._model, usage, finish_reason, _service_tier(answer), length)
 
     def stream_decoder(self, headers: Fields) -> ConverseStream:
@@ -249,8 +251,10 @@ def read_usage(usage: Any) -> Usage | None:
         return None
     cached = count(usage.get("cacheReadInputTokens"))
     written = count(usage.get("cacheWriteInputTokens"))
-    by_ttl: dict[str, int] = {}
     details = usage.get("cacheDetails")
+    if not details and not cached and not written:
+        return Usage(count(usage.get("inputTokens")), count(usage.get("outputTokens")))
+    by_ttl: dict[str, int] = {}
     for detail in details if isinstance(details, list) else ():
         if isinstance(detail, dict) and isinstance(detail.get("ttl"), str):
             by_ttl[detail["ttl"]] = by_ttl.get(detail["ttl"], 0) + count(detail.get("inputTokens"))

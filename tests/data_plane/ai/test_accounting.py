@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_plane.ai.accounting import cost, estimate
+from data_plane.ai.accounting import _sum_of_parts, cost, estimate
 from data_plane.ai.providers.base import MAX_TOKENS, Usage, count
 from gateway_schema.plugins.llm import ModelOptions
 from gateway_schema.wire import analytics_pb2
@@ -95,6 +95,22 @@ def test_a_cost_is_never_negative_and_grows_with_the_answer(
     assert less is not None
     assert more is not None
     assert 0 <= less < more
+
+
+@given(
+    prompt=counts,
+    completion=counts,
+    input_cost=st.floats(0, 1e300),
+    output_cost=st.floats(0, 1e6),
+    other=st.sampled_from([{}, {"cache_read_cost": 1.5}, {"cache_write_cost": 3.0}]),
+    tier=st.sampled_from(["", "priority"]),
+)
+def test_a_plain_call_costs_what_the_sum_of_all_parts_says(
+    prompt: int, completion: int, input_cost: float, output_cost: float, other: dict[str, float], tier: str
+) -> None:
+    options = ModelOptions(input_cost=input_cost, output_cost=output_cost, **other)  # type: ignore[arg-type]
+    usage = Usage(prompt, completion)
+    assert cost(usage, options, tier) == _sum_of_parts(usage, options, tier, input_cost, output_cost)
 
 
 @pytest.mark.parametrize("tokens", [MAX_TOKENS + 1, (1 << 63) - 1, 1 << 80, -1, 1.0, True])

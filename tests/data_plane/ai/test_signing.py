@@ -73,6 +73,20 @@ def test_signs_whatever_botocore_signs_in_the_same_way(model: str, body: bytes, 
         assert added.get("x-amz-security-token") == token
 
 
+def test_requests_of_many_kinds_are_each_signed_for_what_they_are() -> None:
+    """One signer, which remembers the kinds that it has seen, against a new one for each."""
+    kinds = [
+        ("POST", f"https://{HOST}/{number % 70}", {**HEADERS, "x-kind": f" {number % 3}  {number % 2} "})
+        for number in range(200)
+    ]
+    signer = Signer(credentials("token"), "us-east-1")
+    for method, url, headers in kinds:
+        for body in (b"", b"{}"):
+            fresh = Signer(credentials("token"), "us-east-1").sign(method, url, headers, body, STAMP)
+            assert signer.sign(method, url, headers, body, STAMP) == fresh
+    assert len(signer._forms) <= signing._MAX_FORMS
+
+
 def test_the_time_is_now_unless_it_is_given() -> None:
     added = Signer(credentials(), "us-east-1").sign("POST", f"https://{HOST}/", HEADERS, b"")
 

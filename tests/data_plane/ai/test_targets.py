@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -68,13 +69,32 @@ async def test_a_request_at_once_is_the_one_that_takes_longer(fields: dict[str, 
         openai(URL, auth={**HEADER, **QUERY}),
         openai(URL, auth={**QUERY, "param_location": "body"}),
         openai(URL, auth={"header_name": "Content-Length", "header_value": "1"}),
-        bedrock(),
+        bedrock(auth={}),
     ],
 )
-def test_what_depends_on_the_exchange_or_is_signed_is_not_made_at_once(entry: dict[str, Any]) -> None:
+def test_what_depends_on_the_exchange_or_on_credentials_to_be_found_is_not_made_at_once(entry: dict[str, Any]) -> None:
     made = target(entry)
     ready, encoded = asked(exchange(), made, stream=False)
     assert made.request_at_once(ready, encoded, False) is None
+
+
+async def test_a_request_that_is_signed_at_once_is_signed_as_one_that_takes_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
+    made = target(bedrock())
+    ready, encoded = asked(exchange(), made, stream=False)
+    quick, slow = (
+        made.request_at_once(ready, encoded, False),
+        await made.request(ready, encoded, exchange(), stream=False),
+    )
+    assert quick is not None
+    assert facts(quick) == facts(slow)
+    assert quick.headers.get("X-Amz-Date") == "20231114T221320Z"
+    encoded.body += b" "
+    other = made.request_at_once(ready, encoded, False)
+    assert other is not None
+    assert other.headers.get("Authorization") != quick.headers.get("Authorization")
 
 
 def test_what_a_provider_wants_beside_its_body_is_not_made_at_once() -> None:
