@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, cast
 
 from data_plane.analytics import common_fields, own_fields, path_field
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _STRIKES: Final = 4
 """Rides in a row that did not begin, or derailed, after which a line is closed: it is not made for what comes."""
+_AROUND: Final = object()
+"""Names the note on an answer's first fields that has what stands in its head around the exchange's own."""
 _UPSTREAM_LATENCY: Final = b"X-Kong-Upstream-Latency: "
 
 
@@ -243,16 +246,35 @@ class ChainLine(_Line):
         if answer is None or not isinstance(answer.body, bytes):
             return False
         exchange.response = answer
-        self._pipeline.complete_head(exchange, answer)
         try:
-            head = response_head(answer, self._method, False, True)
+            data = self._written(exchange, answer, answer.body)
         except InvalidHeader:
             return False
-        data = head.data if head.framing == NO_BODY else head.data + answer.body
         self._strikes = 0
         platform.deliver(data)
         self._pipeline.finished(exchange, answer, Sent(True, len(data), "complete"))
         return True
+
+    def _written(self, exchange: Exchange, answer: Response, body: bytes) -> bytes:
+        """The answer in wire form. Where its first fields come again, so does what stands around its own."""
+        base = answer.headers.base
+        if base is None:
+            return self._written_anew(exchange, answer, body)
+        own = _own_lines(exchange, answer.headers.raw[len(base.fields) :])
+        noted: tuple[bytes, bytes] | None = base.notes.get(_AROUND)
+        if noted is not None and own:
+            return b"%b%b%b%d\r\n\r\n%b" % (noted[0], own, noted[1], len(body), body)
+        data = self._written_anew(exchange, answer, body)
+        before, found, after = data[: len(data) - len(body)].partition(own)
+        ending = b"%d\r\n\r\n" % len(body)
+        if own and found and after.endswith(b"Content-Length: " + ending):
+            base.note(_AROUND, (before, after[: -len(ending)]))
+        return data
+
+    def _written_anew(self, exchange: Exchange, answer: Response, body: bytes) -> bytes:
+        self._pipeline.complete_head(exchange, answer)
+        head = response_head(answer, self._method, False, True)
+        return head.data if head.framing == NO_BODY else head.data + body
 
     def abandon(self, ride: Ride) -> None:
         ride.drop()
@@ -276,6 +298,20 @@ def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Line
         return None
     template = service.template(exchange, head)
     return None if template is None else ServiceLine(pipeline, exchange, service, template)
+
+
+def _own_lines(exchange: Exchange, added: Sequence[tuple[str, str]]) -> bytes:
+    """The lines of an answer's head that are this exchange's own; nothing where they would break out of theirs."""
+    marks = exchange.marks
+    waited = (marks.first_byte or 0.0) - (marks.upstream_started or 0.0)
+    text = (
+        "".join([f"{name}: {value}\r\n" for name, value in added])
+        + f"X-Kong-Upstream-Latency: {int(waited * 1000)}\r\n"
+        f"X-Kong-Proxy-Latency: {int(((marks.first_attempt or 0.0) - marks.received) * 1000)}\r\n"
+        f"X-Kong-Request-Id: {exchange.id}\r\n"
+    )
+    is_sound = text.count("\n") == len(added) + 3 == text.count("\r") and text.isascii()
+    return text.encode() if is_sound else b""
 
 
 def _latencies(upstream: float, proxy: float, name: str) -> tuple[tuple[str, str], ...]:

@@ -37,6 +37,9 @@ class Familiar:
         "_after_size",
         "_at",
         "_before",
+        "_size",
+        "_total",
+        "_whole",
         "has_length",
         "head",
         "is_barred",
@@ -53,6 +56,8 @@ class Familiar:
         self._after = data[end:size]
         self._at = start
         self._after_size = size - end
+        self._whole = data[:size]
+        self._size, self._total = size, len(data)
         self.head = Head(headers.raw, headers.index)
         self.meaning = meaning
         self.has_length = found is not None
@@ -72,6 +77,8 @@ class Familiar:
     def rest_of(self, data: bytes) -> bytes | None:
         """The body, if the bytes are one message with this head and a body as long as it says."""
         at = self._at
+        if len(data) == self._total and data.startswith(self._whole):
+            return data[self._size :]
         if not data.startswith(self._before):
             return None
         if not self._after_size:

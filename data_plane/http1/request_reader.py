@@ -167,11 +167,17 @@ class RequestReader:
 
     def arrival_of(self, familiar: Familiar, body: bytes) -> Arrival:
         """The request with a head that came before and this body."""
-        method, target = familiar.meaning
-        headers = familiar.head.headers(str(len(body)))
-        arrival = Arrival(method, target, headers, BufferedBody(body), peer=self._peer, size=familiar.size_with(body))
+        length = str(len(body))
+        arrival = Arrival.__new__(Arrival)  # `__init__`, written out: this is done for most requests
+        arrival.method, arrival.target = familiar.meaning
+        arrival.headers = familiar.head.headers(length)
+        arrival.body = BufferedBody(body)
+        arrival.scheme = "http"
+        arrival.http_version = "1.1"
+        arrival.peer = self._peer
+        arrival.size = familiar.size + len(length) if familiar.has_length else familiar.size
+        arrival.ride = arrival.incoming = None
         arrival.familiar = familiar
-        arrival.incoming = None
         arrival.expects_continue = False
         arrival.keep_alive = True
         return arrival
