@@ -124,12 +124,12 @@ def status_of(response: Response, sent: Sent) -> int:
     return response.status
 
 
-def event_of(exchange: Exchange, response: Response, sent: Sent) -> bytes:
-    """The serialised RequestEvent of an exchange that ended just now."""
+def event_of(exchange: Exchange, response: Response, sent: Sent, shared: bytes = b"") -> bytes:
+    """The serialised RequestEvent of an exchange that ended just now. `shared`: its `shared_fields`, where at hand."""
     now = time.monotonic()
-    marks, request = exchange.marks, exchange.request
+    marks = exchange.marks
     total = now - marks.received
-    target, body = request.target, exchange.received_body
+    body = exchange.received_body
     upstream, receive, gateway = None, None, total
     if marks.first_attempt is not None and marks.upstream_started is not None:
         first_byte = now if marks.first_byte is None else marks.first_byte
@@ -137,12 +137,11 @@ def event_of(exchange: Exchange, response: Response, sent: Sent) -> bytes:
         upstream, receive = first_byte - marks.upstream_started, done - first_byte
         gateway = total - (done - marks.first_attempt)
     parts = [
-        common_fields(exchange, response, sent),
-        path_field(target.partition("?")[0] if "?" in target else target),
+        shared or shared_fields(exchange, response, sent),
         own_fields(
             exchange.id,
             exchange.started_at,
-            request.size + (len(body.data) if type(body) is BufferedBody else _received(body)),
+            exchange.request.size + (len(body.data) if type(body) is BufferedBody else _received(body)),
             sent.bytes_sent,
             total,
             upstream,
@@ -198,13 +197,19 @@ def own_fields(
     return b"%b%b%b%b%b" % (data, _UPSTREAM, varints[upstream_us], _RECEIVE, varints[_us(receive)])
 
 
-def path_field(path: str) -> bytes:
-    """The path of an event, serialised."""
+def shared_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
+    """The part of an event that all exchanges have that are like this one, serialised."""
+    target = exchange.request.target
+    path = _path_field(target.partition("?")[0] if "?" in target else target)
+    return _common_fields(exchange, response, sent) + path
+
+
+def _path_field(path: str) -> bytes:
     wire = path.encode() if len(path) <= _PATH and path.isascii() else _text(path, _PATH).encode()
     return _PATH_TAG + _VARINTS[len(wire)] + wire
 
 
-def common_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
+def _common_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
     """The fields that this event shares with many others."""
     request = exchange.request
     origin = request.headers.origin

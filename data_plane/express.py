@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, cast
 
-from data_plane.analytics import common_fields, own_fields, path_field
+from data_plane.analytics import event_of, own_fields, shared_fields
 from data_plane.exchange import Departure, Exchange, QuickUpstream, new_id
 from data_plane.http1.express import MAX_BODY, Line, Platform, Ride
 from data_plane.http1.familiar import Familiar
@@ -74,8 +74,7 @@ class ServiceLine(_Line):
         self._before = template.before
         self._after = template.after
         self._has_length = template.has_length
-        self._path = path_field(model.request.path)
-        self._common: dict[int, bytes] = {}
+        self._shared: dict[int, bytes] = {}
         """By status: what the events of exchanges that ended well have in common."""
 
     def board(self, platform: Platform, familiar: Familiar, body: bytes) -> Ride | None:
@@ -156,14 +155,14 @@ class ServiceLine(_Line):
         pipeline.left(ride.runtime)
 
     def _event_of(self, ride: Ride, status: int, first_byte: float, size: int) -> bytes:
-        common = self._common.get(status)
-        if common is None:
+        shared = self._shared.get(status)
+        if shared is None:
             exchange = self._pipeline.exchange_of(ride)
             exchange.upstream_status = status
-            common = common_fields(exchange, Response(status, source="upstream"), Sent(True, size, "complete"))
-            common = self._common[status] = common + self._path
+            shared = shared_fields(exchange, Response(status, source="upstream"), Sent(True, size, "complete"))
+            self._shared[status] = shared
         now = time.monotonic()
-        return common + own_fields(
+        return shared + own_fields(
             ride.id,
             ride.started_at,
             ride.familiar.size_with(ride.body) + len(ride.body),
@@ -184,6 +183,9 @@ class ChainLine(_Line):
         self._match = model.match
         assert model.plan is not None
         self._plan = model.plan
+        self._shared_key: object = None
+        self._shared = b""
+        """Of the last event: what others like it have in common with it."""
 
     def board(self, platform: Platform, familiar: Familiar, body: bytes) -> Ride | None:
         if not self._holds(familiar):
@@ -252,8 +254,25 @@ class ChainLine(_Line):
             return False
         self._strikes = 0
         platform.deliver(data)
-        self._pipeline.finished(exchange, answer, Sent(True, len(data), "complete"))
+        sent = Sent(True, len(data), "complete")
+        if self._plan.log_slots:
+            self._pipeline.finished(exchange, answer, sent)
+        else:
+            self._report(exchange, answer, sent)
         return True
+
+    def _report(self, exchange: Exchange, answer: Response, sent: Sent) -> None:
+        """What `Pipeline.finished` does, where nobody else is to hear of it."""
+        pipeline = self._pipeline
+        try:
+            key = (answer.status, exchange.consumer, exchange.credential, exchange.request.target)
+            if key != self._shared_key:
+                self._shared_key, self._shared = key, shared_fields(exchange, answer, sent)
+            pipeline.reporter.report(event_of(exchange, answer, sent, self._shared))
+        except Exception:
+            log.exception("exchange %s could not be reported", exchange.id)
+        exchange.response = None
+        pipeline.left(exchange.runtime)
 
     def _written(self, exchange: Exchange, answer: Response, body: bytes) -> bytes:
         """The answer in wire form. Where its first fields come again, so does what stands around its own."""

@@ -23,6 +23,7 @@ from data_plane.ai.templates import expand, expand_name, has_template
 from data_plane.errors import ConfigError, LlmError
 from data_plane.exchange import Exchange
 from data_plane.http1.client import Origin
+from data_plane.http1.framing import request_head
 from data_plane.messages import BufferedBody, Head, Headers, Request
 from gateway_schema.plugins.ai_proxy_advanced import Balancer as BalancerConfig
 from gateway_schema.plugins.llm import Auth, ModelOptions
@@ -94,6 +95,8 @@ class Target:
         self._options = config.model.options or ModelOptions()
         self._templated = self._options.model_dump(exclude_none=True) if self._has_templates() else None
         self._ready = self._prepare_once()
+        self._wire: dict[str, tuple[Ready, bytes]] = {}
+        """By path: heads of requests for whole answers, up to the length, where nothing else in them varies."""
 
     def describe(self) -> dict[str, Any]:
         """Who it is, for people; no secrets."""
@@ -240,6 +243,20 @@ class Target:
                 return None
             headers.extend(_signature(signer, ready, target, encoded.method, encoded.body))
         return Request(encoded.method, target, headers, BufferedBody(encoded.body), scheme=ready.origin.scheme)
+
+    def wire_at_once(self, ready: Ready, encoded: EncodedRequest) -> bytes | None:
+        """The request for a whole answer in wire form, under the same conditions as in `request_at_once`."""
+        noted = self._wire.get(encoded.path)
+        if noted is not None and noted[0] is ready and not (encoded.headers or encoded.query):
+            return b"%b%d\r\n\r\n%b" % (noted[1], len(encoded.body), encoded.body)
+        request = self.request_at_once(ready, encoded, False)
+        if request is None:
+            return None
+        head = request_head(request, ready.origin, len(encoded.body))
+        ending = b"%d\r\n\r\n" % len(encoded.body)
+        if ready is self._ready and ready.signer is None and encoded.method == "POST" and head.endswith(ending):
+            self._wire[encoded.path] = (ready, head[: -len(ending)])
+        return head + encoded.body
 
     async def request(self, ready: Ready, encoded: EncodedRequest, exchange: Exchange, *, stream: bool) -> Request:
         """The provider's request. Nothing of the client's own headers or query goes into it, unless `allow_override`

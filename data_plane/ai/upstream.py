@@ -27,7 +27,6 @@ from data_plane.ai.targets import IdentityFailed, Target
 from data_plane.errors import ConfigError, GatewayError, InvalidResponse, LlmError, PayloadTooLarge, UpstreamError
 from data_plane.exchange import Departure, Exchange
 from data_plane.http1.client import Client
-from data_plane.http1.framing import request_head
 from data_plane.http1.limits import Timeouts
 from data_plane.messages import Head, Headers, Response
 from gateway_schema.plugins.ai_proxy_advanced import AiProxyAdvancedConfig
@@ -152,12 +151,10 @@ class ModelUpstream:
         if prepared is None:
             return None
         attempt, encoded = prepared
-        origin = attempt.ready.origin
-        request, pool = targets[0].request_at_once(attempt.ready, encoded, False), self._client.pool(origin)
-        behind = pool.take() if pool is not None and request is not None else None
-        if behind is None or request is None:
+        data, pool = targets[0].wire_at_once(attempt.ready, encoded), self._client.pool(attempt.ready.origin)
+        behind = pool.take() if pool is not None and data is not None else None
+        if behind is None or data is None:
             return None
-        data = request_head(request, origin, len(encoded.body)) + encoded.body
         return behind, encoded.method, data, self._timeouts
 
     def land(self, exchange: Exchange, response: Response) -> Response | None:
