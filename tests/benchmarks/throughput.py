@@ -20,17 +20,29 @@ wrk.headers["apikey"] = "{key}"
 wrk.headers["Content-Type"] = "application/json"
 wrk.body = [[{body}]]
 """
+STRANGE = """
+local count = 0
+function request()
+  count = count + 1
+  wrk.headers["X-Number"] = count
+  return wrk.format()
+end
+"""
+"""No head is like the one before: what the data plane remembers of heads is of no use then."""
 CHAT = BODY.replace(b'"stream":true,', b"").decode()
 
 
 class Throughput:
     """Requests per second over 32 connections, as wrk counts them; every answer must be a 200."""
 
-    def __init__(self, name: str, asked: str, port: int, path: str, key: str = "bench-key") -> None:
+    def __init__(
+        self, name: str, asked: str, port: int, path: str, key: str = "bench-key", *, strange: bool = False
+    ) -> None:
         self.name = name
         self.asked = asked
         self.url = f"http://127.0.0.1:{port}{path}"
         self.key = key
+        self.strange = strange
         self.rates: list[float] = []
 
     def check(self, expected: bytes) -> None:
@@ -40,7 +52,7 @@ class Throughput:
 
     def measure(self, folder: Path, seconds: int) -> None:
         script = folder / "wrk.lua"
-        script.write_text(WRK_SCRIPT.format(key=self.key, body=CHAT))
+        script.write_text(WRK_SCRIPT.format(key=self.key, body=CHAT) + (STRANGE if self.strange else ""))
         command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", "-c32", f"-d{seconds}s", "-s", str(script), self.url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         if "Non-2xx" in output or "Socket errors" in output:
@@ -62,6 +74,8 @@ def throughput(rig: Rig, repeats: int, seconds: int) -> list[Row]:
         Throughput("uvloop and httptools bare, without a gateway", "", rig.bare, "/"),
         Throughput("plain proxying, no plugins", "0.6", proxy, "/plain"),
         Throughput("unary: key-auth + ai-prompt-decorator + ai-proxy-advanced", "0.35", proxy, "/unary"),
+        Throughput("plain proxying, no two heads alike", "", proxy, "/plain", strange=True),
+        Throughput("unary, no two heads alike", "", proxy, "/unary", strange=True),
         Throughput("the recipe's /chat: two routes, Datakit, both calls", "0.08", proxy, "/chat", "demo-consumer-key"),
     ]
     for each in measured:
