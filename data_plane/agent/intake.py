@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 
 from google.protobuf.message import DecodeError
 
@@ -15,6 +16,9 @@ from gateway_schema.wire import analytics_pb2 as pb
 
 _MOST = 10**9
 """No worker counts further between two batches; what does is damaged."""
+
+
+_STATUS_OF = attrgetter("status")
 
 
 class Counts:
@@ -54,8 +58,7 @@ class EventIntake:
 
     def _count(self, batch: pb.Batch, dropped: int) -> None:
         requests = self._counts.requests
-        for event in batch.events:
-            requests[event.status] += 1
+        requests.update(map(_STATUS_OF, batch.events))
         for delta in batch.deltas:
             requests[delta.status] += delta.requests
         self._counts.dropped += dropped
