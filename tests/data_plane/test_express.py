@@ -463,5 +463,6 @@ async def many_ask(dice: random.Random, clients: int) -> int:
             left = [event for event in node.events if event.status == 499]
             assert len(cut) >= sum(one.broken for one in customers)
             assert len(left) <= sum(one.unseen for one in customers)
-            assert rides.boarded == rides.arrived + rides.derailed + rides.abandoned
+            ended = rides.arrived + rides.derailed  # And some that derailed were left the very moment.
+            assert ended <= rides.boarded <= ended + rides.abandoned
             return rides.boarded
