@@ -183,6 +183,11 @@ class ChainLine(_Line):
         self._match = model.match
         assert model.plan is not None
         self._plan = model.plan
+        self._route, self._service = model.route, model.service
+        slots = model.plan.slots
+        self._everybodys = [slot.anybody for slot in slots if slot.anybody is not None]
+        """The plugins in their order, where all consumers have the same."""
+        self._has_choices = any(slot.by_consumer for slot in slots)
         self._shared_key: object = None
         self._shared = b""
         """Of the last event: what others like it have in common with it."""
@@ -201,30 +206,41 @@ class ChainLine(_Line):
         behind, method, data, timeouts = departure
         ride = Ride(self, platform, behind, familiar, body)
         ride.exchange = exchange
-        ride.runtime = runtime = exchange.runtime
-        runtime.exchanges += 1
+        exchange.runtime.exchanges += 1
         marks = exchange.marks
-        ride.id, ride.started_at, ride.received = exchange.id, exchange.started_at, marks.received
-        ride.sent_at = marks.first_attempt = marks.upstream_started = time.monotonic()
+        marks.first_attempt = marks.upstream_started = time.monotonic()
         behind.carry(ride, method, data, timeouts)
         return ride
 
+    def derailed(self, ride: Ride) -> None:
+        exchange: Exchange = ride.exchange
+        marks = exchange.marks
+        ride.id, ride.runtime, ride.started_at = exchange.id, exchange.runtime, exchange.started_at
+        ride.received, ride.sent_at = marks.received, marks.first_attempt or 0.0
+        super().derailed(ride)
+
     def _exchange(self, platform: Platform, familiar: Familiar, body: bytes) -> Exchange:
         exchange = Exchange(platform.request_of(familiar, body), self._pipeline.runtime)
-        exchange.trusted, exchange.client_ip, exchange.scheme = self._trusted, self._client_ip, self._scheme
-        match = exchange.match = self._match
-        assert match is not None
-        exchange.route = match.route
-        exchange.service = match.service
+        if self._trusted:
+            exchange.trusted, exchange.client_ip, exchange.scheme = True, self._client_ip, self._scheme
+        exchange.match = self._match
+        exchange.route = self._route
+        exchange.service = self._service
         plan = exchange.plan = self._plan
         exchange.upstream = plan.upstream
         return exchange
 
     def _depart(self, exchange: Exchange) -> Departure | None:
-        for slot in self._plan.slots:
-            bound = slot.choose(exchange)
-            if bound is not None:
-                exchange.plugins.append(bound)
+        if self._has_choices:
+            for slot in self._plan.slots:
+                bound = slot.choose(exchange)
+                if bound is not None:
+                    exchange.plugins.append(bound)
+                    if bound.prelude is None or not bound.prelude(exchange):
+                        return None
+        else:
+            exchange.plugins = self._everybodys.copy()
+            for bound in self._everybodys:
                 if bound.prelude is None or not bound.prelude(exchange):
                     return None
         depart = getattr(exchange.upstream, "depart", None)
