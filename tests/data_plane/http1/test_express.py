@@ -366,7 +366,9 @@ class TestTheClientMisbehaves:
             object.__setattr__(limits, "half_close_is_leaving", False)
             client = await play.warm()
             asked = await riding(play, client)
+            (server,) = servers(play)
             client.writer.write_eof()
+            await until(lambda: server._eof)
             asked.say(OK)
             assert (await client.rest()).endswith(b"ok")
             assert outcomes(play) == [DONE]
@@ -395,6 +397,33 @@ class TestTheClientMisbehaves:
                 assert (await client.receive())[::2] == (200, b"to " + body)
             assert rides.boarded == (segments == "each its own")
             assert outcomes(play) == [DONE] * count
+
+    @pytest.mark.parametrize("first", [OK, answer(b"first", b"X: derails")])
+    async def test_what_comes_behind_a_ride_waits_for_its_answer(self, rides: Rides, first: bytes) -> None:
+        """Though there would be a connection to the service for it, too."""
+        async with stage() as play:
+            client, other = await play.warm(), await play.warm()
+            both = [await riding(play, one) for one in (client, other)]
+            for one, asked in zip((client, other), both, strict=True):
+                asked.say(OK)
+                await one.receive()
+            boarded = rides.boarded
+            asked = await riding(play, client)
+            (server,) = riders(play)
+            server.data_received(GET)
+            server.data_received(GET.replace(b"/a", b"/a/third"))
+            assert len(server._queue) == 2
+            assert rides.boarded == boarded + 1
+            asked.say(first)
+            assert (await client.receive())[2] == first[-len(first.partition(b"\r\n\r\n")[2]) :]
+            second = await play.asked()
+            assert second.data.startswith(b"GET /a HTTP")
+            second.say(OK)
+            assert (await client.receive())[0] == 200
+            third = await play.asked()
+            assert third.data.startswith(b"GET /a/third HTTP")
+            third.say(OK)
+            assert (await client.receive())[0] == 200
 
     async def test_the_next_requests_first_half_may_come_while_one_rides(self, rides: Rides) -> None:
         async with stage() as play:
