@@ -148,8 +148,9 @@ class ResponseReader:
             return False
         if len(headers) > self._limits.max_headers or size > self._limits.max_head_size:
             return False
-        if int(code) not in _BODILESS:
-            headers = self._memory.keep(data, size, headers, int(code))
+        if int(code) in _BODILESS:
+            return False
+        headers = self._memory.keep(data, size, headers, int(code))
         self.began = self.complete = self.keep_alive = True
         self._response = Response(int(code), headers, body, source="upstream")
         self._pieces.append(body)

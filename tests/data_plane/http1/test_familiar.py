@@ -172,3 +172,29 @@ def test_notes_are_bounded() -> None:
         head.note(number, number)
     assert len(head.notes) <= 16
     assert head.notes[999] == 999
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_answers_without_a_body_are_not_remembered(status: int) -> None:
+    """Their length is not that of the bytes behind them, even where the two are equal."""
+    reader = ResponseReader(ClientLimits(), NoFlow())
+    for body in (b"", b"", b"HTTP/1.1 200 OK\r\n\r\n"):
+        reader.expect("GET")
+        reader.feed(b"HTTP/1.1 %d Any\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+        response = reader.take_response()
+        assert response is not None
+        assert (response.status, response.body) == (status, b"")
+        assert reader.keep_alive == (not body)
+
+
+@given(st.integers(1, 12), st.integers(0, 30))
+def test_a_head_keeps_to_its_limit_whatever_length_it_tells(digits: int, slack: int) -> None:
+    short = request(b"", b"Host: a", length=b"1") + b"x"
+    longer = request(b"", b"Host: a", length=b"%d" % (digits * 5000)) + b"x" * (digits * 5000)
+    limit = len(short) - 1 + slack
+    conversation, stranger = Conversation(max_head_size=limit), Conversation(max_head_size=limit)
+    for one in (conversation, stranger):
+        one.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    conversation.say(short)
+    conversation.say(short)
+    assert conversation.say(longer) == stranger.say(longer)
