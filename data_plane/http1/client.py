@@ -101,6 +101,7 @@ class Client:
         data = arrived(request)
         ride = request.ride
         connection: ClientConnection | None
+        waiter: asyncio.Future[Response] | None
         if ride is not None:
             request.ride = None
             connection, waiter = ride.behind, ride.waiter
@@ -111,8 +112,10 @@ class Client:
         while True:
             if connection is None:
                 connection = await self._connect(origin, self._pool(origin), timeouts.connect)
+            if waiter is None:
+                waiter = connection.start(request.method, head, data, body, timeouts)
             try:
-                response = await (waiter or connection.start(request.method, head, data, body, timeouts))
+                response = await waiter
                 break
             except StaleConnection as stale:
                 # The upstream may close a kept connection just as we use it. Whether it took the request then cannot
@@ -122,7 +125,7 @@ class Client:
                     raise
                 connection = waiter = None
             except BaseException:
-                connection.abort()
+                connection.give_up(waiter)
                 raise
         streamed = response.body
         if type(streamed) is IncomingBody:

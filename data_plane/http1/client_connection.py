@@ -107,15 +107,23 @@ class ClientConnection(asyncio.Protocol):
 
     def drop(self, ride: Ride) -> None:
         """Break off: nobody waits for this ride's answer. If it has come already, the connection may be another's."""
-        waiter = ride.waiter
-        if waiter is None:
-            is_its = self._ride is ride
-        elif waiter.done():  # To look is also to keep asyncio from complaining that nobody did.
+        if ride.waiter is not None:
+            self.give_up(ride.waiter)
+        elif self._ride is ride:
+            self._break_off()
+
+    def give_up(self, waiter: asyncio.Future[Response]) -> None:
+        """The same for whoever waits in the ordinary way, or has been answered just now and not yet heard of it."""
+        is_its = self._waiter is waiter
+        if not is_its and waiter.done() and not waiter.cancelled():
+            # To look is also to keep asyncio from complaining that nobody did.
             is_its = waiter.exception() is None and waiter.result().body is self._reader.body
-        else:
-            is_its = self._waiter is waiter
-        if is_its and self._busy:
-            self._ride = self._waiter = None
+        if is_its:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        self._ride = self._waiter = None
+        if self._busy:
             self._busy = False
             self.abort()
 

@@ -682,3 +682,35 @@ async def test_through_server_and_client_a_stream_passes_unchanged(
     assert (await gateway.outcome()).outcome == "client_closed"
     await asyncio.wait_for(gone.wait(), PATIENCE)
     assert client.kept_count == 0
+
+
+async def test_giving_up_an_answer_that_came_breaks_no_other_exchange(upstream: Start, make_client: Make) -> None:
+    """The first one's answer is here, its connection already carries the second one's request, and only then is the
+    first one cancelled, before it could hear of its answer."""
+    asked: list[asyncio.StreamWriter] = []
+    told = asyncio.Event()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            asked.append(writer)
+            told.set()
+
+    server = await upstream(play)
+    client = make_client()
+    first = asyncio.ensure_future(client.send(server.origin, post(), WAIT))
+    await asyncio.wait_for(told.wait(), PATIENCE)
+    told.clear()
+    (connection,) = client.pool(server.origin).connections  # type: ignore[union-attr]
+    connection.data_received(OK)
+    second = client.send(server.origin, post(), WAIT)
+    waiter = second.send(None)  # type: ignore[arg-type]  # as far as its first wait
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await asyncio.wait_for(told.wait(), PATIENCE)
+    asked[-1].write(OK)
+    response = await asyncio.wait_for(waiter, PATIENCE)  # type: ignore[arg-type]
+    assert response.body == b"ok"
+    assert server.connections == 1
+    second.close()
