@@ -34,7 +34,10 @@ _STRIKES: Final = 4
 """Rides in a row that did not begin, or derailed, after which a line is closed: it is not made for what comes."""
 _AROUND: Final = object()
 """Names the note on an answer's first fields that has what stands in its head around the exchange's own."""
-_UPSTREAM_LATENCY: Final = b"X-Kong-Upstream-Latency: "
+_ANSWER: Final = (
+    b"%b%bX-Kong-Upstream-Latency: %d\r\nX-Kong-Proxy-Latency: %d\r\nX-Kong-Request-Id: %b\r\n%b%d\r\n\r\n%b"
+)
+"""What comes again, lines added to it, this exchange's own, what comes again as far as the length, the body."""
 
 
 class _Line:
@@ -109,8 +112,9 @@ class ServiceLine(_Line):
             return False
         first_byte = time.monotonic()
         before, after = onward
-        data = b"%b%d\r\nX-Kong-Proxy-Latency: %d\r\nX-Kong-Request-Id: %b\r\n%b%d\r\n\r\n%b" % (
+        data = _ANSWER % (
             before,
+            b"",
             (first_byte - ride.sent_at) * 1000,
             (ride.sent_at - ride.received) * 1000,
             ride.id.encode(),
@@ -295,14 +299,21 @@ class ChainLine(_Line):
         base = answer.headers.base
         if base is None:
             return self._written_anew(exchange, answer, body)
-        own = _own_lines(exchange, answer.headers.raw[len(base.fields) :])
+        added = _plain_lines(answer.headers.raw[len(base.fields) :])
+        if added is None:
+            return self._written_anew(exchange, answer, body)
+        marks = exchange.marks
+        upstream = ((marks.first_byte or 0.0) - (marks.upstream_started or 0.0)) * 1000
+        proxy = ((marks.first_attempt or 0.0) - marks.received) * 1000
         noted: tuple[bytes, bytes] | None = base.notes.get(_AROUND)
-        if noted is not None and own:
-            return b"%b%b%b%d\r\n\r\n%b" % (noted[0], own, noted[1], len(body), body)
+        if noted is not None:
+            before, after = noted
+            return _ANSWER % (before, added, upstream, proxy, exchange.id.encode(), after, len(body), body)
         data = self._written_anew(exchange, answer, body)
-        before, found, after = data[: len(data) - len(body)].partition(own)
         ending = b"%d\r\n\r\n" % len(body)
-        if own and found and after.endswith(b"Content-Length: " + ending):
+        own = _ANSWER % (b"", added, upstream, proxy, exchange.id.encode(), b"", 0, b"")
+        before, found, after = data[: len(data) - len(body)].partition(own[: -len(b"0\r\n\r\n")])
+        if found and after.endswith(b"Content-Length: " + ending):
             base.note(_AROUND, (before, after[: -len(ending)]))
         return data
 
@@ -335,18 +346,12 @@ def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Line
     return None if template is None else ServiceLine(pipeline, exchange, service, template)
 
 
-def _own_lines(exchange: Exchange, added: Sequence[tuple[str, str]]) -> bytes:
-    """The lines of an answer's head that are this exchange's own; nothing where they would break out of theirs."""
-    marks = exchange.marks
-    waited = (marks.first_byte or 0.0) - (marks.upstream_started or 0.0)
-    text = (
-        "".join([f"{name}: {value}\r\n" for name, value in added])
-        + f"X-Kong-Upstream-Latency: {int(waited * 1000)}\r\n"
-        f"X-Kong-Proxy-Latency: {int(((marks.first_attempt or 0.0) - marks.received) * 1000)}\r\n"
-        f"X-Kong-Request-Id: {exchange.id}\r\n"
-    )
-    is_sound = text.count("\n") == len(added) + 3 == text.count("\r") and text.isascii()
-    return text.encode() if is_sound else b""
+def _plain_lines(fields: Sequence[tuple[str, str]]) -> bytes | None:
+    """Fields in wire form; None where they would break out of their lines, or are not plain text."""
+    text = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    if text.count("\n") != len(fields) or text.count("\r") != len(fields) or not text.isascii():
+        return None
+    return text.encode()
 
 
 def _latencies(upstream: float, proxy: float, name: str) -> tuple[tuple[str, str], ...]:
@@ -358,14 +363,14 @@ def _latencies(upstream: float, proxy: float, name: str) -> tuple[tuple[str, str
 
 
 def _onward(familiar: Familiar) -> tuple[bytes, bytes] | tuple[()]:
-    """A client's head around what differs: up to the upstream latency's value, and from behind the request id to the
-    body's length. Empty where there is more to it: no body, or a Date to be made."""
+    """A client's head around an exchange's own lines, as far as the body's length. Empty where there is more to it: no
+    body, or a Date to be made."""
     marker = new_id()
     fields = [*proxied(familiar.head.fields), *_latencies(0, 0, marker)]
     head = response_head(Response(familiar.meaning, Headers(fields), source="upstream"), "GET", False, True)
-    mark = b"%b0\r\nX-Kong-Proxy-Latency: 0\r\nX-Kong-Request-Id: %b\r\n" % (_UPSTREAM_LATENCY, marker.encode())
-    before, found, after = head.data.partition(mark)
-    ending = b"Content-Length: 0\r\n\r\n"
-    if not found or not head.keep_alive or not after.endswith(ending):
+    own = _ANSWER % (b"", b"", 0, 0, marker.encode(), b"", 0, b"")
+    before, found, after = head.data.partition(own[: -len(b"0\r\n\r\n")])
+    ending = b"0\r\n\r\n"
+    if not found or not head.keep_alive or not after.endswith(b"Content-Length: " + ending):
         return ()
-    return before + _UPSTREAM_LATENCY, after[: -len(b"0\r\n\r\n")]
+    return before, after[: -len(ending)]

@@ -153,8 +153,9 @@ class ClientConnection(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        if not self._busy:
-            self._transport.abort()  # Nobody asked: a farewell, or a stream out of step. Either way useless to us.
+        if not self._busy or (self._waiter is not None and self._waiter.done()):
+            # Nobody asked (a farewell, or a stream out of step), or whoever did has just ceased to wait.
+            self._transport.abort()
             return
         reader = self._reader
         ride = self._ride

@@ -86,6 +86,7 @@ class ResponseReader:
         self._head_only = method == "HEAD"
         self._interim_count = 0
         self._response = self.body = None
+        self._pieces.clear()
         self.began = self.complete = False
 
     def feed(self, data: bytes) -> None:

@@ -714,3 +714,28 @@ async def test_giving_up_an_answer_that_came_breaks_no_other_exchange(upstream: 
     assert response.body == b"ok"
     assert server.connections == 1
     second.close()
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_no_part_of_the_next(
+    upstream: Start, make_client: Make
+) -> None:
+    """It comes between the cancelling and the hearing of it."""
+    asked: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            asked.put_nowait(writer)
+
+    server = await upstream(play)
+    client = make_client()
+    first = asyncio.ensure_future(client.send(server.origin, post(), WAIT))
+    await asyncio.wait_for(asked.get(), PATIENCE)
+    (connection,) = client.pool(server.origin).connections  # type: ignore[union-attr]
+    first.cancel()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst")
+    second = asyncio.ensure_future(client.send(server.origin, post(), WAIT))
+    (await asyncio.wait_for(asked.get(), PATIENCE)).write(OK)
+    assert (await asyncio.wait_for(second, PATIENCE)).body == b"ok"
+    with pytest.raises(asyncio.CancelledError):
+        await first
