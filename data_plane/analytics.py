@@ -110,6 +110,17 @@ _REASONING = _tag(analytics_pb2.LlmCall, "reasoning_tokens")
 _COST = _tag(analytics_pb2.LlmCall, "cost_nano_usd")
 
 
+def _form(*tags: bytes) -> bytes:
+    """What fields are written with, at one go."""
+    assert not any(b"%" in tag for tag in tags)
+    return b"".join(tag + b"%b" for tag in tags)
+
+
+_MEASURES = _form(_REQUEST_ID, _STARTED, _FINISHED, _REQUEST_SIZE, _RESPONSE_SIZE, _TOTAL, _GATEWAY)
+_ALL_MEASURES = _MEASURES + _form(_UPSTREAM, _RECEIVE)
+_COUNTS = _form(_DURATION, _PROMPT, _COMPLETION)
+
+
 class Reporter(Protocol):
     def report(self, event: bytes) -> None:
         """Take a serialised RequestEvent. Never blocks."""
@@ -175,26 +186,20 @@ def own_fields(
     started = int(started_at * 1_000_000)
     total_us = int(total * 1_000_000) if total > 0 else 0
     varints = _VARINTS
-    data = b"%b%b%b%b%b%b%b%b%b%b%b%b%b%b" % (
-        _REQUEST_ID,
+    own = (
         bytes.fromhex(request_id),
-        _STARTED,
         _moment(started),
-        _FINISHED,
         _moment(started + total_us),
-        _REQUEST_SIZE,
         varints[request_size],
-        _RESPONSE_SIZE,
         varints[response_size],
-        _TOTAL,
         varints[total_us],
-        _GATEWAY,
         varints[int(gateway * 1_000_000) if gateway > 0 else 0],
     )
     if upstream is None or receive is None:
-        return data
+        return _MEASURES % own
     upstream_us = int(upstream * 1_000_000) if upstream > 0 else 0
-    return b"%b%b%b%b%b" % (data, _UPSTREAM, varints[upstream_us], _RECEIVE, varints[_us(receive)])
+    receive_us = int(receive * 1_000_000) if receive > 0 else 0
+    return _ALL_MEASURES % (*own, varints[upstream_us], varints[receive_us])
 
 
 def shared_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
@@ -306,16 +311,7 @@ def _llm_call(call: LlmCall) -> bytes:
     common = _commons_of_calls.get(key)
     if common is None:
         common = _remember(_commons_of_calls, key, _common_of_call(*key))
-    own = b"".join(
-        (
-            _DURATION,
-            _VARINTS[_us(call.duration)],
-            _PROMPT,
-            _VARINTS[call.prompt_tokens],
-            _COMPLETION,
-            _VARINTS[call.completion_tokens],
-        )
-    )
+    own = _COUNTS % (_VARINTS[_us(call.duration)], _VARINTS[call.prompt_tokens], _VARINTS[call.completion_tokens])
     if call.ttft is not None:
         own += _TTFT + _VARINTS[_us(call.ttft)]
     if call.cached_tokens:
@@ -326,7 +322,7 @@ def _llm_call(call: LlmCall) -> bytes:
         own += _REASONING + _VARINTS[call.reasoning_tokens]
     if call.cost_nano_usd is not None:
         own += _COST + _VARINTS[call.cost_nano_usd]
-    return _LLM_CALLS + _VARINTS[len(common) + len(own)] + common + own
+    return b"%b%b%b%b" % (_LLM_CALLS, _VARINTS[len(common) + len(own)], common, own)
 
 
 def _common_of_call(

@@ -348,7 +348,10 @@ def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Line
 
 def _plain_lines(fields: Sequence[tuple[str, str]]) -> bytes | None:
     """Fields in wire form; None where they would break out of their lines, or are not plain text."""
-    text = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    if len(fields) == 1:
+        text = f"{fields[0][0]}: {fields[0][1]}\r\n"
+    else:
+        text = "".join([f"{name}: {value}\r\n" for name, value in fields])
     if text.count("\n") != len(fields) or text.count("\r") != len(fields) or not text.isascii():
         return None
     return text.encode()

@@ -138,7 +138,7 @@ class ModelUpstream:
 
     def depart(self, exchange: Exchange) -> Departure | None:
         """For questions that one target only may answer, whole: choosing among several counts, and streams differ."""
-        chat = chat_at_hand(exchange, self._limit)
+        chat = chat_at_hand(exchange, self._limit) if exchange.chat is None else exchange.chat.body
         if chat is None or self._always_streams or chat.get("stream"):
             return None
         check_is_chat(chat)
