@@ -119,7 +119,7 @@ def response_head(response: Response, method: str, http_1_0: bool, keep_alive: b
             lines.append(f"Content-Length: {len(body)}\r\n")
             data = b"%b%b%b" % (_status_line(status, response.reason), block.data, _encode(lines))
             return ResponseHead(data, BY_LENGTH, len(body), True)
-    declared = headers.get("content-length") if block.has_length else None
+    declared = headers.get_all("content-length")[-1] if block.has_length else None
     return _response_head(response, method, http_1_0, keep_alive and not block.closes, block, fields, declared)
 
 

@@ -80,11 +80,9 @@ class RequestReader:
         "_flow",
         "_head_ended",
         "_host",
-        "_is_between",
         "_last",
         "_length",
         "_limits",
-        "_memory",
         "_parser",
         "_peer",
         "_pending",
@@ -96,6 +94,8 @@ class RequestReader:
         "_whole",
         "_wire_size",
         "body",
+        "is_between",
+        "memory",
         "on_body",
         "on_url",
     )
@@ -127,10 +127,10 @@ class RequestReader:
         self.on_url = self._target.append
         self.on_body = self._pieces.append
         self._parser = httptools.HttpRequestParser(self)
-        self._is_between = True
+        self.is_between = True
         """Whether the parser has seen no byte of a request that it has not seen the end of."""
         self._whole = WholeReader(httptools.HttpRequestParser)
-        self._memory = Memory(limits.max_head_size)
+        self.memory = Memory(limits.max_head_size)
 
     @property
     def in_head(self) -> bool:
@@ -141,7 +141,7 @@ class RequestReader:
         """Parse what arrived. Raises Refused; then, and after a request that closes the connection, no more is read."""
         if self._last and self.body is None:
             return
-        if self._is_between and self._read_whole(data):
+        if self.is_between and self._read_whole(data):
             return
         unfinished = bool(self._target)
         self._head_ended = False
@@ -159,11 +159,6 @@ class RequestReader:
             self._count_unfinished(len(data) if unfinished and not self._head_ended else 0)
         elif self.body is not None and self._chunked:
             self._count_overhead(self.body, len(data))
-
-    @property
-    def familiar(self) -> Familiar | None:
-        """The head that the next bytes may be compared with: only the first of a request may."""
-        return self._memory.last if self._is_between and not self._last else None
 
     def arrival_of(self, familiar: Familiar, body: bytes) -> Arrival:
         """The request with a head that came before and this body."""
@@ -185,12 +180,12 @@ class RequestReader:
     def _read_whole(self, data: bytes) -> bool:
         """Read a request that is whole, and like the one before or at least for its host; says whether it was one."""
         limits = self._limits
-        familiar = self._memory.last
+        familiar = self.memory.last
         body = familiar.rest_of(data) if familiar is not None else None
         if familiar is not None and body is not None:
             if limits.max_body_size and len(body) > limits.max_body_size:
                 return False
-            self._memory.strange = 0
+            self.memory.strange = 0
             self._arrived(self.arrival_of(familiar, body))
             return True
         whole = self._whole.read(data)
@@ -207,7 +202,7 @@ class RequestReader:
             return False
         if limits.max_body_size and len(body) > limits.max_body_size:
             return False
-        headers = self._memory.keep(data, size, headers, (method, target))
+        headers = self.memory.keep(data, size, headers, (method, target))
         arrival = Arrival(method, target, headers, BufferedBody(body), peer=self._peer, size=size)
         arrival.familiar = arrival.incoming = None
         arrival.expects_continue = False
@@ -307,7 +302,7 @@ class RequestReader:
     # What httptools calls, beside `on_url` and `on_body`.
 
     def on_message_begin(self) -> None:
-        self._is_between = False
+        self.is_between = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append(decode_field(name, value))
@@ -362,7 +357,7 @@ class RequestReader:
             body.finish()
         if self._fields:
             self._fields.clear()
-        self._is_between = True
+        self.is_between = True
 
     def _fill(self, arrival: Arrival, pieces: list[bytes]) -> None:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -167,8 +167,9 @@ class ServerConnection(asyncio.Protocol):
     # The express way (`express.Platform`).
 
     def _takes_express(self, data: bytes) -> bool:
-        familiar = self._reader.familiar
-        if familiar is None or familiar.line is None or self._ride is not None or self._queue:
+        reader = self._reader
+        familiar = reader.memory.last
+        if familiar is None or familiar.line is None or self._ride is not None or not reader.is_between:
             return False
         if self.is_draining or self._transport.get_write_buffer_size():
             return False  # An answer that would have to wait for a slow client is not done when it is written.
@@ -185,7 +186,7 @@ class ServerConnection(asyncio.Protocol):
             self._wake()
         else:
             limits = self._limits
-            self._watchdog.set(limits.head_timeout if self._reader.in_head else limits.keepalive_timeout)
+            self._watchdog.set(limits.keepalive_timeout if self._reader.is_between else limits.head_timeout)
 
     def derail(self, ride: Ride) -> None:
         arrival = self.request_of(ride.familiar, ride.body)

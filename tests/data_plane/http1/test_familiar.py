@@ -84,7 +84,7 @@ def test_a_length_that_is_not_the_bodys_own_is_no_match(told: bytes) -> None:
     conversation.say(request(b"abc", b"Host: a"))
     odd = request(b"abc", b"Host: a", length=told)
     conversation.say(request(b"abc", b"Host: a"))
-    familiar = conversation.reader.familiar
+    familiar = conversation.reader.memory.last
     assert familiar is not None
     assert familiar.rest_of(odd) is None
     assert conversation.say(odd) == alone(odd)
