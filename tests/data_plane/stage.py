@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from data_plane.express import ServiceLine
+from data_plane.express import ChainLine, ServiceLine
+from data_plane.http1.express import Line
 from tests.data_plane.builders import Gateway, document, gateway
 from tests.data_plane.http1.peers import PATIENCE, Peer, Upstream, read_request
 
@@ -30,7 +31,9 @@ WARM = 3
 _OWN = re.compile(
     rb"(?<=\r\nX-Kong-Upstream-Latency: )\d+|(?<=\r\nX-Kong-Proxy-Latency: )\d+|(?<=\r\nX-Kong-Response-Latency: )\d+|"
     rb"(?<=\r\nX-Kong-Request-Id: )[0-9a-f]{32}|(?<=\r\nDate: )\w\w\w, [^\r]*GMT|(?<=request_id: )[0-9a-f]{32}|"
-    rb'(?<="request_id":")[0-9a-f]{32}'
+    rb'(?<="request_id":")[0-9a-f]{32}|(?<=\r\nX-Tandem-Decision: )[0-9a-f]{24}|'
+    rb'(?<="created":)\d{10}|(?<="id":"chatcmpl-)[0-9a-f]{24}|(?<=\r\nx-amz-date: )\d{8}T\d{6}Z|'
+    rb"(?<= Credential=AKIDEXAMPLE/)\d{8}|(?<=, Signature=)[0-9a-f]{64}"
 )
 
 
@@ -49,35 +52,38 @@ class Rides:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.boarded = self.arrived = self.derailed = self.abandoned = 0
-        board, ways = ServiceLine.board, (ServiceLine.arrive, ServiceLine.arrive_again)
-        derailed, abandon = ServiceLine.derailed, ServiceLine.abandon
+        self._watch(patch, ServiceLine, ServiceLine.arrive, ServiceLine.arrive_again)
+        self._watch(patch, ChainLine, ChainLine.arrive)  # Where its other way to arrive leads.
 
-        def count_board(line: ServiceLine, *arguments: Any) -> Any:
+    def _watch(self, patch: pytest.MonkeyPatch, kind: type[Line], *ways: Callable[..., bool]) -> None:
+        board, derailed, abandon = kind.board, kind.derailed, kind.abandon
+
+        def count_board(line: Line, *arguments: Any) -> Any:
             ride = board(line, *arguments)
             self.boarded += ride is not None
             return ride
 
         def counting(arrive: Callable[..., bool]) -> Callable[..., bool]:
-            def count_arrive(line: ServiceLine, *arguments: Any) -> bool:
+            def count_arrive(line: Line, *arguments: Any) -> bool:
                 arrived = arrive(line, *arguments)
                 self.arrived += arrived
                 return arrived
 
             return count_arrive
 
-        def count_derailed(line: ServiceLine, *arguments: Any) -> None:
+        def count_derailed(line: Line, *arguments: Any) -> None:
             self.derailed += 1
             derailed(line, *arguments)
 
-        def count_abandon(line: ServiceLine, *arguments: Any) -> None:
+        def count_abandon(line: Line, *arguments: Any) -> None:
             self.abandoned += 1
             abandon(line, *arguments)
 
-        patch.setattr(ServiceLine, "board", count_board)
+        patch.setattr(kind, "board", count_board)
         for arrive in ways:
-            patch.setattr(ServiceLine, arrive.__name__, counting(arrive))
-        patch.setattr(ServiceLine, "derailed", count_derailed)
-        patch.setattr(ServiceLine, "abandon", count_abandon)
+            patch.setattr(kind, arrive.__name__, counting(arrive))
+        patch.setattr(kind, "derailed", count_derailed)
+        patch.setattr(kind, "abandon", count_abandon)
 
     @property
     def all(self) -> tuple[int, int, int, int]:

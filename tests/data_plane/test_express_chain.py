@@ -1,0 +1,452 @@
+"""The express way through plugins: who is let in, what is sent, said and told is the same as in the ordinary way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_plane.ai.balancer import Balancer
+from data_plane.plugins import HANDLERS
+from data_plane.plugins.ai_prompt_decorator import AiPromptDecorator
+from tests.data_plane.ai.gateways import EVENTS, bedrock, openai
+from tests.data_plane.builders import document, gateway
+from tests.data_plane.http1.peers import read_request
+from tests.data_plane.stage import Rides, impersonal
+from tests.data_plane.test_express import Setting, Talk, compare, impersonal_event, run
+
+# What is configured.
+
+PRICED = {"input_cost": 3.0, "output_cost": 15.0, "cache_read_cost": 0.3}
+DECORATOR = {
+    "name": "ai-prompt-decorator",
+    "config": {"prompts": {"prepend": [{"role": "system", "content": "Be né."}]}, "max_request_body_size": 20_000},
+}
+TAG = {"name": "ai-prompt-decorator", "config": {}}
+"""Becomes `Tagger`, where a test says so."""
+OURS, HERS = "alice-key", "bob-key"
+
+
+def target(port: int, name: str | None = "m", alias: str | None = None, **fields: Any) -> dict[str, Any]:
+    options = {**PRICED, **fields.pop("options", {})}
+    return openai(f"http://127.0.0.1:{port}", name, alias, options=options, **fields)
+
+
+def signed(port: int) -> dict[str, Any]:
+    return bedrock("us.m:0", alias="fast", options={"upstream_url": f"http://127.0.0.1:{port}", **PRICED})
+
+
+def auth(**config: Any) -> dict[str, Any]:
+    return {"name": "key-auth", "config": config}
+
+
+def proxy(*targets: dict[str, Any], consumer: str = "", **config: Any) -> dict[str, Any]:
+    plugin = {"name": "ai-proxy-advanced", "config": {"targets": list(targets), **config}}
+    return {**plugin, "consumer": consumer} if consumer else plugin
+
+
+def configured(port: int, *plugins: dict[str, Any], credentials: Sequence[dict[str, Any]] = (), **route: Any) -> bytes:
+    """One route, /a, with these plugins, to the service."""
+    fields = {"name": "r", "paths": ["/a"], "service": "s", **route}
+    own = [{"consumer": "alice", "key": OURS}, {"consumer": "bob", "key": HERS}]
+    return document(
+        services=[{"name": "s", "url": f"http://127.0.0.1:{port}/in", "retries": 0}],
+        routes=[fields],
+        consumers=[{"username": "alice", "custom_id": "né"}, {"username": "bob"}, {"username": "guest"}],
+        keyauth_credentials=[*own, *credentials],
+        plugins=[{**plugin, "route": "r"} for plugin in plugins],
+    )
+
+
+CONFIGURATIONS: dict[str, Callable[[int], Sequence[dict[str, Any]]]] = {
+    "one target": lambda port: (auth(), DECORATOR, proxy(target(port, alias="fast"))),
+    "payloads": lambda port: (
+        auth(),
+        proxy(target(port, alias="fast", logging={"log_payloads": True}), model_name_header=False),
+    ),
+    "several": lambda port: (
+        auth(),
+        DECORATOR,
+        proxy(
+            target(port, "one", "fast", weight=3),
+            target(port, "two", "fast", weight=1),
+            target(port, "m", "solo"),
+            balancer={"failover_criteria": ["error", "timeout", "http_500", "non_idempotent"], "retries": 2},
+        ),
+    ),
+    "any model": lambda port: (auth(), DECORATOR, proxy(target(port, None))),
+    "no alias": lambda port: (auth(), proxy(target(port))),
+    "tuned": lambda port: (
+        auth(),
+        proxy(target(port, "o1", options={"max_tokens": 7, "temperature": 0.5}), max_request_body_size=300),
+    ),
+    "signed": lambda port: (auth(), DECORATOR, proxy(signed(port))),
+    "breaker": lambda port: (auth(), proxy(target(port), balancer={"max_fails": 2})),
+    "denies streams": lambda port: (auth(), proxy(target(port), response_streaming="deny")),
+    "always streams": lambda port: (auth(), proxy(target(port), response_streaming="always")),
+    "service": lambda port: (auth(),),
+    "shown": lambda port: (auth(hide_credentials=False),),
+    "service, decorated": lambda port: (auth(), DECORATOR),
+    "anonymous": lambda port: (auth(anonymous="guest"), proxy(target(port))),
+    "anonymous, service": lambda port: (auth(anonymous="guest"),),
+    "in bodies": lambda port: (auth(key_in_body=True), proxy(target(port))),
+    "no preflight": lambda port: (auth(run_on_preflight=False),),
+    "by consumer": lambda port: (
+        auth(),
+        {**DECORATOR, "consumer": "bob"},
+        proxy(target(port)),
+        proxy(target(port, "for-bob", "fast"), consumer="bob"),
+    ),
+    "bob's only": lambda port: (auth(), proxy(target(port), consumer="bob")),
+}
+
+
+# What is asked.
+
+
+def chat(**fields: Any) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": "eins zwei drei"}], **fields}).encode()
+
+
+FITTING = {
+    "any model": "m",
+    "one target": "fast",
+    "payloads": "fast",
+    "several": "solo",
+    "tuned": "o1",
+    "signed": "fast",
+}
+"""What a model is called in each configuration; in others nothing needs to be said."""
+
+
+def fitting(name: str, **fields: Any) -> bytes:
+    """A chat that one target only may answer."""
+    return chat(**({"model": FITTING[name]} if name in FITTING else {}), **fields)
+
+
+BODIES = (
+    chat(model="fast"),
+    chat(),
+    chat(model="m"),
+    chat(model="solo"),
+    chat(model="fast", temperature=0.25, user="é\u2028", n=10**18),
+    chat(model="fast", max_tokens=5, stream=False, stream_options={"x": 1}, top_k=3),
+    chat(model="fast", stream=True),
+    chat(stream=True, stream_options={"include_usage": True}),
+    chat(model="fast", stream="yes"),
+    chat(model="nope"),
+    chat(model=7),
+    chat(prompt="x"),
+    b'{"prompt": "x"}',
+    b'{"messages": []}',
+    b'{"messages": "x", "model": "fast"}',
+    b'{"messages": [1, null, {"content": [{"text": "a b"}]}], "model": "fast"}',
+    b"[1]",
+    b"{",
+    b"",
+    b"\xff\xfe",
+    b'{"apikey": "alice-key", "messages": [{"role": "user", "content": "x"}]}',
+    chat(padding="x" * 400),
+    chat(padding="x" * 21_000),
+    chat(padding="x" * 40_000),
+)
+IDENTITY = b"X-Consumer-Username: root\r\nx_consumer_id: 0\r\nX-Credential-Identifier: 0\r\nX-Anonymous-Consumer: false"
+FIELDS = (
+    b"Content-Type: application/json",
+    b"Content-Type: application/json; charset=utf-8",
+    b"content-type: text/plain",
+    b"User-Agent: u/1",
+    b"Authorization: Bearer mine",
+    b"Cookie: a=b",
+    b"Connection: keep-alive",
+    IDENTITY,
+)
+KEYS = (
+    b"apikey: alice-key",
+    b"apikey: alice-key",
+    b"apikey: alice-key",
+    b"APIKEY: bob-key",
+    b"apikey: wrong",
+    b"apikey: alice-key\r\napikey: bob-key",
+    b"X-None: 1",
+)
+
+
+def ask(body: bytes, *fields: bytes, key: bytes = KEYS[0], target: bytes = b"/a", method: bytes = b"POST") -> bytes:
+    first = method + b" " + target + b" HTTP/1.1"
+    return b"\r\n".join((first, b"Host: h", key, *fields, b"Content-Length: %d" % len(body), b"", body))
+
+
+@st.composite
+def requests(draw: st.DrawFn, name: str) -> list[bytes]:
+    """Requests with one head, but for the length; at times, another key in it from some moment on."""
+    fields = draw(st.lists(st.sampled_from(FIELDS), max_size=3, unique=True))
+    target = draw(st.sampled_from([b"/a", b"/a", b"/a/b?x=1", b"/a?x=1&apikey=bob-key&y=%20"]))
+    method = draw(st.sampled_from([b"POST"] * 5 + [b"PUT", b"OPTIONS"]))
+    keys = draw(st.lists(st.sampled_from(KEYS), min_size=2, max_size=2))
+    usual = st.sampled_from([fitting(name), fitting(name, temperature=0.25, user="é\u2028", stream=False)])
+    bodies = draw(st.lists(usual | usual | st.sampled_from(BODIES), min_size=5, max_size=9))
+    changes = draw(st.integers(4, 12))
+    return [
+        ask(body, *fields, key=keys[number >= changes], target=target, method=method)
+        for number, body in enumerate([fitting(name)] * 3 + bodies)
+    ]
+
+
+# What is answered.
+
+
+def completion(**fields: Any) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Grüße"}, "finish_reason": "stop"}
+    return json.dumps({"id": "c", "object": "chat.completion", "model": "m-1", "choices": [choice], **fields}).encode()
+
+
+USAGE = {
+    "prompt_tokens": 11,
+    "completion_tokens": 7,
+    "prompt_tokens_details": {"cached_tokens": 4},
+    "completion_tokens_details": {"reasoning_tokens": 2},
+}
+CONVERSE = json.dumps(
+    {
+        "output": {"message": {"role": "assistant", "content": [{"text": "hallo"}]}},
+        "stopReason": "end_turn",
+        "usage": {"inputTokens": 3, "outputTokens": 2, "totalTokens": 5},
+    }
+).encode()
+SAID = (
+    completion(usage=USAGE),
+    completion(usage=USAGE, service_tier="default"),
+    completion(),
+    CONVERSE,
+    completion(usage="x", model=None, choices=[]),
+    completion(choices=[{"message": {"tool_calls": [{"function": {"arguments": "{}"}}]}}]),
+    completion(padding="x" * 40_000),
+    b'{"choices": null}',
+    b'{"choices": [1]}',
+    b'{"error": {"message": "no"}}',
+    b"[]",
+    b"not json",
+    b"",
+)
+HEADS = (
+    (b"Content-Type: application/json", b"Date: now"),
+    (b"Content-Type: application/json", b"Date: now"),
+    (b"Content-Type: application/json",),
+    (b"Content-Type: application/json; x=y", b"Date: now", b"Server: theirs", b"Via: 1.0 x"),
+    (b"Date: now",),
+    (b"Content-Type: application/json", b"Content-Encoding: gzip", b"Date: now"),
+    (b"Content-Encoding: identity", b"Date: now", b"Set-Cookie: a=b", b"X-Kong-Y: 1", b"X-Tandem-Decision: mine"),
+    (b"Date: now", b"Connection: X-Drop", b"X-Drop: 1", b"x-EMPTY:", b"X-Odd: \xe9"),
+    (b"Date: now", b"Connection: close"),
+    (b"Date: now", b"x-amzn-requestid: theirs", b"X-Kong-LLM-Model: theirs", b"Retry-After: 5"),
+)
+STATUSES = (*[b"200 OK"] * 6, b"201 Made", b"429 Slow", b"500 Oops", b"401 Who", b"204 No Content", b"503 Busy")
+STREAM = [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"]
+STREAM += [b"%x\r\n%b\r\n" % (len(event), event) for event in EVENTS] + [b"0\r\n\r\n"]
+
+
+def whole(body: bytes, *fields: bytes, status: bytes = b"200 OK") -> bytes:
+    length = () if status[:3] == b"204" else (b"Content-Length: %d" % len(body),)
+    return b"\r\n".join((b"HTTP/1.1 " + status, *fields, *length, b"", b"" if status[:3] == b"204" else body))
+
+
+@st.composite
+def answers(draw: st.DrawFn, name: str) -> list[list[bytes]]:
+    """Answers, each in the pieces it is written in: mostly one, others in between. Without pieces, it is a close."""
+    head, usual = draw(st.sampled_from(HEADS)), CONVERSE if name == "signed" else draw(st.sampled_from(SAID[:3]))
+    said = []
+    for number in range(12):
+        if number < 3 or draw(st.integers(0, 2)):
+            said.append([whole(usual, *head)])
+            continue
+        body, fields = draw(st.sampled_from(SAID)), draw(st.sampled_from(HEADS))
+        data = whole(body, *fields, status=draw(st.sampled_from(STATUSES)))
+        kind = draw(st.sampled_from(["whole", "whole", "whole", "pieces", "chunked", "close", "cut"]))
+        cut = draw(st.integers(1, len(data) - 1))
+        if kind == "pieces":
+            said.append([data[:cut], data[cut:]])
+        elif kind == "chunked" and body:
+            start = b"\r\n".join((b"HTTP/1.1 200 OK", *fields, b"Transfer-Encoding: chunked", b"", b""))
+            said.append([start + b"%x\r\n%b\r\n" % (len(body), body), b"0\r\n\r\n"])
+        elif kind == "close":
+            said.append([])
+        elif kind == "cut":
+            said.append([data[:cut], b""])
+        else:
+            said.append([data])
+    return said
+
+
+class Provider(Setting):
+    """A provider, or service: streams to whom asks for it. No pieces, or an empty one, are a close."""
+
+    async def _play(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            data = b"".join(await read_request(reader))
+            pieces = self.said[len(self.requests) % len(self.said)]
+            self.requests.append(data)
+            if b'"stream":true' in data and pieces:
+                pieces = STREAM
+            for piece in pieces:
+                if not piece:
+                    return
+                writer.write(piece)
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            if not pieces:
+                return
+
+    async def talk(self, segments: list[bytes], *, waits: bool = True) -> Talk:
+        talk = await super().talk(segments, waits=waits)
+        events = self.stage.node.events
+        decisions = re.findall(rb"(?<=\r\nX-Tandem-Decision: )[0-9a-f]{24}", talk.client)
+        assert decisions == [
+            event.decision_id.encode() for event in events if event.decision_id and event.status != 499
+        ]
+        port = b"X-Forwarded-Port: %d\r\n" % self.stage.node.port
+        service = [request.replace(port, b"") for request in talk.service]
+        return talk._replace(service=service, events=[impersonal_call(event) for event in events])
+
+
+def impersonal_call(event: Any) -> str:
+    """An event without what differs from exchange to exchange; that it is there does not differ."""
+    copy = type(event).FromString(event.SerializeToString())
+    presence = bool(copy.decision_id)
+    copy.ClearField("decision_id")
+    presences = []
+    for call in copy.llm_calls:
+        assert 0 < call.duration_us <= event.total_us
+        presences.append(call.HasField("ttft_us"))
+        call.ClearField("duration_us")
+        call.ClearField("ttft_us")
+    return f"{impersonal_event(copy)} {presence} {presences}"
+
+
+async def both_ways(
+    configuration: Callable[[int], bytes], segments: list[bytes], said: list[list[bytes]]
+) -> tuple[Talk, Talk, Rides]:
+    """The same conversation in the ordinary way, and with the express way."""
+    talks = []
+    setting = Provider(said)
+    with pytest.MonkeyPatch.context() as patch:
+        rides = Rides(patch)
+        patch.setattr("data_plane.ai.upstream.Balancer", lambda targets: Balancer(targets, random.Random(7)))
+        async with setting.stage.server:
+            for is_ordinary in (True, False):
+                with patch.context() as off:
+                    if is_ordinary:
+                        off.setattr("data_plane.pipeline.line_for", lambda *_: None)
+                    async with gateway() as node:
+                        setting.stage.node = node
+                        object.__setattr__(node.worker._server._limits, "half_close_is_leaving", False)
+                        await node.apply(configuration(setting.stage.server.port), 1)
+                        talks.append(await setting.talk(segments))
+                assert not (is_ordinary and rides.boarded)
+    return talks[0], talks[1], rides
+
+
+def named(name: str) -> Callable[[int], bytes]:
+    return lambda port: configured(port, *CONFIGURATIONS[name](port))
+
+
+@settings(max_examples=250)
+@given(st.data())
+def test_a_conversation_is_the_same(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(CONFIGURATIONS)))
+    asked, said = data.draw(requests(name)), data.draw(answers(name))
+    ordinary, express, _ = run(both_ways(named(name), asked, said))
+    compare(ordinary, express)
+    heads = b"".join(request.partition(b"\r\n\r\n")[0] for request in express.service)
+    if name not in LETS_PASS:
+        assert b"-key" not in heads
+    if name != "no preflight":
+        assert b"root" not in heads
+
+
+LETS_PASS = ("shown", "no preflight", "anonymous, service")
+"""Configurations with which keys may reach the service: shown, unread, or one too many."""
+RIDING = {
+    "one target": 7,
+    "payloads": 7,
+    "several": 3,
+    "any model": 7,
+    "no alias": 7,
+    "tuned": 7,
+    "signed": 7,
+    "breaker": 7,
+    "denies streams": 7,
+    "always streams": 0,
+    "service": 7,
+    "shown": 7,
+    "service, decorated": 0,
+    "anonymous": 7,
+    "anonymous, service": 7,
+    "in bodies": 0,
+    "no preflight": 7,
+    "by consumer": 7,
+    "bob's only": 7,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_such_conversations_do_ride(name: str) -> None:
+    """What the property compares would be the same without an express way, too."""
+    bodies = [fitting(name)] * 10
+    if name == "several":
+        bodies = [chat(model=model) for model in ("solo", "solo", "solo", *("fast", "solo") * 3, "fast")]
+    said = [[whole(CONVERSE if name == "signed" else completion(usage=USAGE), *HEADS[0])]]
+    ordinary, express, rides = run(both_ways(named(name), [ask(body) for body in bodies], said))
+    compare(ordinary, express)
+    assert {event.partition("\nstatus: ")[2][:3] for event in express.events} == {"200"}
+    assert (rides.boarded, rides.arrived) == (RIDING[name],) * 2
+
+
+class Tagger:
+    """A plugin that has no prelude, and does something to the answer."""
+
+    def __init__(self, config: Any, supplies: Any) -> None:
+        pass
+
+    async def handle(self, exchange: Any, proceed: Any) -> Any:
+        response = await proceed(exchange)
+        response.headers.add("X-Tag", "1")
+        return response
+
+
+def tagged(plugin: dict[str, Any], port: int) -> bytes:
+    return configured(port, auth(), plugin, proxy(target(port)))
+
+
+def test_where_a_plugin_has_no_prelude_nobody_rides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HANDLERS, "ai-prompt-decorator", Tagger)
+    for plugin in (TAG, {**TAG, "consumer": "bob"}):
+        asked = [ask(chat(), key=key) for key in (KEYS[0], KEYS[3]) for _ in range(6)]
+        said = [[whole(completion(usage=USAGE), *HEADS[0])]]
+        ordinary, express, rides = run(both_ways(partial(tagged, plugin), asked, said))
+        compare(ordinary, express)
+        assert express.client.count(b"\r\nX-Tag: 1\r\n") == (6 if "consumer" in plugin else 12)
+        assert rides.boarded == 0
+
+
+def test_every_ride_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[str, Any]] = []
+    monkeypatch.setattr(
+        AiPromptDecorator,
+        "log",
+        lambda self, exchange, record: logged.append((impersonal(exchange.id.encode()).decode(), record)),
+        raising=False,
+    )
+    said = [[whole(completion(usage=USAGE), *HEADS[0])]]
+    ordinary, express, rides = run(both_ways(named("one target"), [ask(chat(model="fast"))] * 8, said))
+    compare(ordinary, express)
+    assert rides.arrived == 5
+    assert len(logged) == 16
