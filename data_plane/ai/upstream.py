@@ -145,7 +145,10 @@ class ModelUpstream:
         decision = exchange.decision = Decision(self._targets)
         question = _Question(exchange, chat, decision, False)
         targets = self._candidates(question).targets
-        if len(targets) != 1 or targets[0].breaker.failures:
+        if len(targets) != 1:
+            return None
+        breaker = targets[0].breaker
+        if breaker.failures and not breaker.allows(time.monotonic()):
             return None
         prepared = self._prepare(question, targets[0])
         if prepared is None:
@@ -165,6 +168,9 @@ class ModelUpstream:
         exchange.upstream_status = 200
         answer = self._answered(decision, attempt, response, response.body)
         decision.attempts.append((attempt.target, "answered"))
+        breaker = attempt.target.breaker
+        if breaker.failures:
+            breaker.succeeded(time.monotonic())
         return answer
 
     def forsake(self, exchange: Exchange) -> None:
@@ -181,11 +187,12 @@ class ModelUpstream:
         return group
 
     async def _try_targets(self, question: _Question, group: Group[Target]) -> Response:
+        """A question that was sent already (`Request.ride`) has asked its only target, be that out by now."""
         attempts = question.decision.attempts
         tried: list[Target] = []
         last: _Failed | None = None
         for _ in self._rounds:
-            target = group.pick(tried, time.monotonic())
+            target = group.pick(tried, time.monotonic()) if question.exchange.request.ride is None else group.targets[0]
             if target is None and last is not None and last.was_not_reached:
                 # All were tried and the last was not even reached: the round begins anew.
                 tried.clear()

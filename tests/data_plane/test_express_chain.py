@@ -6,7 +6,9 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -19,9 +21,9 @@ from data_plane.plugins import HANDLERS
 from data_plane.plugins.ai_prompt_decorator import AiPromptDecorator
 from tests.data_plane.ai.gateways import EVENTS, bedrock, openai
 from tests.data_plane.builders import document, gateway
-from tests.data_plane.http1.peers import read_request
-from tests.data_plane.stage import Rides, impersonal
-from tests.data_plane.test_express import Setting, Talk, compare, impersonal_event, run
+from tests.data_plane.http1.peers import Peer, read_request
+from tests.data_plane.stage import Asked, Rides, Stage, impersonal, stage
+from tests.data_plane.test_express import Setting, Talk, compare, impersonal_event, run, until
 
 # What is configured.
 
@@ -450,3 +452,130 @@ def test_every_ride_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     compare(ordinary, express)
     assert rides.arrived == 5
     assert len(logged) == 16
+
+
+# What may happen while one rides.
+
+ANSWER = whole(completion(usage=USAGE), *HEADS[0])
+ASK = ask(chat())
+
+
+@pytest.fixture
+def rides(monkeypatch: pytest.MonkeyPatch) -> Rides:
+    return Rides(monkeypatch)
+
+
+@pytest.fixture(params=["express", "ordinary"])
+def is_express(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the test takes the express way; it is to see the same without."""
+    if request.param == "ordinary":
+        monkeypatch.setattr("data_plane.pipeline.line_for", lambda *_: None)
+    return bool(request.param == "express")
+
+
+@asynccontextmanager
+async def scene(*plugins: Callable[[int], dict[str, Any]], **more: Any) -> AsyncIterator[Stage]:
+    """A route with these plugins, made for the provider's port."""
+    async with stage() as play:
+        await apply(play, 2, *plugins, **more)
+        yield play
+
+
+async def apply(play: Stage, version: int, *plugins: Callable[[int], dict[str, Any]], **more: Any) -> None:
+    port = play.server.port
+    await play.node.apply(configured(port, *(plugin(port) for plugin in plugins), **more), version)
+
+
+def keyed(**config: Any) -> Callable[[int], dict[str, Any]]:
+    return lambda port: auth(**config)
+
+
+def asking(*targets: dict[str, Any], **config: Any) -> Callable[[int], dict[str, Any]]:
+    """ai-proxy-advanced; each target is a name and an alias, or more."""
+    return lambda port: proxy(*(target(port, **fields) for fields in targets or ({},)), **config)
+
+
+async def warm(play: Stage, request: bytes = ASK, answer: bytes = ANSWER) -> Peer:
+    client = await play.warm(request, answer)
+    play.node.events.clear()
+    play.requests.clear()
+    return client
+
+
+async def warm_two(play: Stage) -> tuple[Peer, Peer]:
+    """Two clients that may ride at once."""
+    one, two = await play.warm(ASK, ANSWER), await play.warm(ASK, ANSWER)
+    asked = [await under_way(play, client) for client in (one, two)]
+    for client, heard in zip((one, two), asked, strict=True):
+        heard.say(ANSWER)
+        assert (await client.receive())[0] == 200
+    play.node.events.clear()
+    play.requests.clear()
+    return one, two
+
+
+async def under_way(play: Stage, client: Peer, request: bytes = ASK) -> Asked:
+    await client.send(request)
+    return await play.asked()
+
+
+async def done(play: Stage, count: int) -> list[Any]:
+    """The events, once so many are there and nothing is under way."""
+    pipeline = play.node.worker.pipeline
+    await until(lambda: not pipeline.runtime.exchanges and not pipeline._retired and len(play.node.events) >= count)
+    assert len(play.node.events) == count
+    return play.node.events
+
+
+def calls(events: Sequence[Any]) -> list[list[tuple[int, str, str]]]:
+    return [[(call.status, call.error_kind, call.token_source) for call in event.llm_calls] for event in events]
+
+
+class TestTheProviderFails:
+    async def test_who_was_asked_already_is_heard_though_it_is_out_by_now(self, rides: Rides, is_express: bool) -> None:
+        """The first failure puts the target out. The second request was on its way: the model was asked, and paid."""
+        balancer = {"max_fails": 1, "failover_criteria": ["error", "timeout", "http_500"]}
+        async with scene(keyed(), asking(balancer=balancer)) as play:
+            one, two = await warm_two(play)
+            boarded = rides.boarded
+            asked = [await under_way(play, client) for client in (one, two)]
+            assert rides.boarded - boarded == 2 * is_express
+            for client, heard, word in zip((one, two), asked, (b"first", b"second"), strict=True):
+                heard.say(whole(word, b"Date: now", status=b"500 Oops"))
+                assert (await client.receive())[::2] == (500, word)
+            assert (await one.exchange(ASK))[0] == 500
+            events = await done(play, 3)
+            assert calls(events) == [[(500, "provider_error", "none")], [(500, "provider_error", "none")], []]
+            assert [event.error_kind for event in events] == ["", "", "no_target"]
+            assert len(play.requests) == 2
+
+    async def test_a_success_after_a_quiet_window_forgives_what_failed_meanwhile(
+        self, rides: Rides, is_express: bool
+    ) -> None:
+        balancer = {"max_fails": 2, "fail_timeout": 1, "failover_criteria": ["error", "http_500"]}
+        async with scene(keyed(), asking(balancer=balancer)) as play:
+            one, two = await warm_two(play)
+            first, second = await under_way(play, one), await under_way(play, two)
+            second.say(whole(b"", b"Date: now", status=b"500 Oops"))
+            assert (await two.receive())[0] == 500
+            (bound,) = (bound for bound in play.node.worker.pipeline.runtime.plugins if bound.name != "key-auth")
+            breaker = bound.handler._models._targets[0].breaker  # type: ignore[attr-defined]
+            assert breaker.failures == 1
+            failed_at = time.monotonic()
+            await until(lambda: time.monotonic() > failed_at + 0.001)
+            arrived = rides.arrived
+            first.say(ANSWER)
+            assert (await one.receive())[0] == 200
+            assert breaker.failures == 0
+            assert rides.arrived - arrived == is_express
+
+    async def test_one_failure_does_not_end_the_express_way(self, rides: Rides) -> None:
+        async with scene(keyed(), asking(balancer={"max_fails": 2})) as play:
+            client = await warm(play)
+            (await under_way(play, client)).say(b"rubbish\r\n\r\n")
+            assert (await client.receive())[0] == 502
+            play.answer = ANSWER
+            assert (await client.exchange(ASK))[0] == 200  # Makes a new connection.
+            for _ in range(6):
+                assert (await client.exchange(ASK))[0] == 200
+            assert rides.all == (7, 6, 1, 0)
