@@ -104,7 +104,7 @@ class Plan:
     `bounds`: the plugins that the slots were made of.
     """
 
-    __slots__ = ("bounds", "first", "is_prompt", "log_slots", "slots", "upstream")
+    __slots__ = ("bounds", "everybodys", "first", "is_prompt", "log_slots", "slots", "upstream")
 
     def __init__(self, slots: Sequence[Slot], upstream: Upstream | None, bounds: Sequence[Bound] = ()) -> None:
         self.bounds = tuple(bounds)
@@ -113,6 +113,10 @@ class Plan:
         self.log_slots = _log_slots(slots)
         self.is_prompt = all(bound.prelude is not None for slot in slots for bound in slot.candidates)
         """Whether no plugin has more than a prelude."""
+        self.everybodys: list[Bound] | None = None
+        """The plugins in their order, where all consumers have the same; to be read only."""
+        if not any(slot.by_consumer for slot in self.slots):
+            self.everybodys = [slot.anybody for slot in self.slots if slot.anybody is not None]
         first: Proceeding = _proceed_upstream
         for slot in reversed(self.slots):
             first = _Step(slot, first)

@@ -184,14 +184,11 @@ class ChainLine(_Line):
     def __init__(self, pipeline: Pipeline, model: Exchange) -> None:
         super().__init__(pipeline, model)
         self._trusted, self._client_ip, self._scheme = model.trusted, model.client_ip, model.scheme
+        assert model.match is not None
         self._match = model.match
-        assert model.plan is not None
-        self._plan = model.plan
         self._route, self._service = model.route, model.service
-        slots = model.plan.slots
-        self._everybodys = [slot.anybody for slot in slots if slot.anybody is not None]
-        """The plugins in their order, where all consumers have the same."""
-        self._has_choices = any(slot.by_consumer for slot in slots)
+        self._route_id = model.match.route.id or ""
+        """Not the route's plan: its plugins know all consumers, and connections may be idle for long."""
         self._shared_key: object = None
         self._shared = b""
         """Of the last event: what others like it have in common with it."""
@@ -224,27 +221,30 @@ class ChainLine(_Line):
         super().derailed(ride)
 
     def _exchange(self, platform: Platform, familiar: Familiar, body: bytes) -> Exchange:
-        exchange = Exchange(platform.request_of(familiar, body), self._pipeline.runtime)
+        runtime = self._pipeline.runtime
+        exchange = Exchange(platform.request_of(familiar, body), runtime)
         if self._trusted:
             exchange.trusted, exchange.client_ip, exchange.scheme = True, self._client_ip, self._scheme
         exchange.match = self._match
         exchange.route = self._route
         exchange.service = self._service
-        plan = exchange.plan = self._plan
+        plan = exchange.plan = runtime.plans[self._route_id]
         exchange.upstream = plan.upstream
         return exchange
 
     def _depart(self, exchange: Exchange) -> Departure | None:
-        if self._has_choices:
-            for slot in self._plan.slots:
+        plan = exchange.plan
+        assert plan is not None
+        if plan.everybodys is None:
+            for slot in plan.slots:
                 bound = slot.choose(exchange)
                 if bound is not None:
                     exchange.plugins.append(bound)
                     if bound.prelude is None or not bound.prelude(exchange):
                         return None
         else:
-            exchange.plugins = self._everybodys.copy()
-            for bound in self._everybodys:
+            exchange.plugins = plan.everybodys.copy()
+            for bound in plan.everybodys:
                 if bound.prelude is None or not bound.prelude(exchange):
                     return None
         depart = getattr(exchange.upstream, "depart", None)
@@ -275,7 +275,8 @@ class ChainLine(_Line):
         self._strikes = 0
         platform.deliver(data)
         sent = Sent(True, len(data), "complete")
-        if self._plan.log_slots:
+        plan = exchange.plan
+        if plan is not None and plan.log_slots:
             self._pipeline.finished(exchange, answer, sent)
         else:
             self._report(exchange, answer, sent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlencode
@@ -93,7 +92,7 @@ class KeyAuth:
             known: _Admission | None = origin.notes.get(self._whose)
             if known is not None and known.target == request.target and self._owners.get(known.key) is known.owner:
                 consumer, credential = known.owner
-                if not (credential.ttl and _expired(credential)):  # the one thing that time alone decides
+                if not (credential.ttl and _expired(credential, exchange)):  # the one thing that time alone decides
                     exchange.consumer = consumer
                     exchange.credential = credential
                     request.headers = known.head.headers(request.headers.get("content-length") or "")
@@ -116,7 +115,7 @@ class KeyAuth:
         if key is None:
             raise self._refusal(_NO_KEY)
         owner = self._owners.get(key)
-        if owner is None or _expired(owner[1]):
+        if owner is None or _expired(owner[1], exchange):
             raise self._refusal("Unauthorized")
         if not self._config.hide_credentials:
             request.headers.remove_all(_CLAIMS)
@@ -203,10 +202,12 @@ def _latin(value: str) -> str:
     return value if value.isascii() else value.encode().decode("latin-1")
 
 
-def _expired(credential: KeyAuthCredential) -> bool:
+def _expired(credential: KeyAuthCredential, exchange: Exchange) -> bool:
     """In a snapshot, `created_at` is when the `ttl` was last written. The control plane deletes what is over; a node
-    that does not hear of it must refuse the key all the same."""
-    return bool(credential.ttl) and time.time() >= (credential.created_at or 0) + (credential.ttl or 0)
+    that does not hear of it must refuse the key all the same.
+
+    What counts is when the exchange began: one that was let in (`express`) and is looked at again later stays in."""
+    return bool(credential.ttl) and exchange.started_at >= (credential.created_at or 0) + (credential.ttl or 0)
 
 
 def _only(values: list[str]) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import re
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,6 +26,7 @@ from tests.data_plane.builders import document, gateway
 from tests.data_plane.http1.peers import Peer, read_request
 from tests.data_plane.stage import Asked, Rides, Stage, impersonal, stage
 from tests.data_plane.test_express import Setting, Talk, compare, impersonal_event, run, until
+from tests.gateway_schema.datakit_lists import APPLIED
 
 # What is configured.
 
@@ -294,10 +297,8 @@ class Provider(Setting):
     async def _play(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             data = b"".join(await read_request(reader))
-            pieces = self.said[len(self.requests) % len(self.said)]
+            pieces = self._pieces(data)
             self.requests.append(data)
-            if b'"stream":true' in data and pieces:
-                pieces = STREAM
             for piece in pieces:
                 if not piece:
                     return
@@ -307,13 +308,16 @@ class Provider(Setting):
             if not pieces:
                 return
 
+    def _pieces(self, data: bytes) -> list[bytes]:
+        pieces = self.said[len(self.requests) % len(self.said)]
+        return STREAM if b'"stream":true' in data and pieces else pieces
+
     async def talk(self, segments: list[bytes], *, waits: bool = True) -> Talk:
         talk = await super().talk(segments, waits=waits)
         events = self.stage.node.events
         decisions = re.findall(rb"(?<=\r\nX-Tandem-Decision: )[0-9a-f]{24}", talk.client)
-        assert decisions == [
-            event.decision_id.encode() for event in events if event.decision_id and event.status != 499
-        ]
+        told = [event for event in events if event.decision_id and event.status != 499 and not event.parent_request_id]
+        assert decisions == [event.decision_id.encode() for event in told]
         port = b"X-Forwarded-Port: %d\r\n" % self.stage.node.port
         service = [request.replace(port, b"") for request in talk.service]
         return talk._replace(service=service, events=[impersonal_call(event) for event in events])
@@ -322,8 +326,9 @@ class Provider(Setting):
 def impersonal_call(event: Any) -> str:
     """An event without what differs from exchange to exchange; that it is there does not differ."""
     copy = type(event).FromString(event.SerializeToString())
-    presence = bool(copy.decision_id)
-    copy.ClearField("decision_id")
+    presence = [bool(copy.decision_id), bool(copy.parent_request_id), copy.callout_us > 0]
+    for name in ("decision_id", "parent_request_id", "callout_us"):
+        copy.ClearField(name)
     presences = []
     for call in copy.llm_calls:
         assert 0 < call.duration_us <= event.total_us
@@ -333,20 +338,29 @@ def impersonal_call(event: Any) -> str:
     return f"{impersonal_event(copy)} {presence} {presences}"
 
 
+NO_LINES = ("data_plane.pipeline.line_for", lambda *_: None)
+NO_MEMORY = ("data_plane.http1.familiar.Memory.keep", lambda self, data, size, headers, meaning: headers)
+
+
 async def both_ways(
-    configuration: Callable[[int], bytes], segments: list[bytes], said: list[list[bytes]]
+    configuration: Callable[[int], bytes],
+    segments: list[bytes],
+    said: list[list[bytes]],
+    *,
+    off: tuple[str, Any] = NO_LINES,
+    provider: type[Provider] = Provider,
 ) -> tuple[Talk, Talk, Rides]:
-    """The same conversation in the ordinary way, and with the express way."""
+    """The same conversation in the ordinary way (`off`: what is another there), and with the express way."""
     talks = []
-    setting = Provider(said)
+    setting = provider(said)
     with pytest.MonkeyPatch.context() as patch:
         rides = Rides(patch)
         patch.setattr("data_plane.ai.upstream.Balancer", lambda targets: Balancer(targets, random.Random(7)))
         async with setting.stage.server:
             for is_ordinary in (True, False):
-                with patch.context() as off:
+                with patch.context() as ordinary:
                     if is_ordinary:
-                        off.setattr("data_plane.pipeline.line_for", lambda *_: None)
+                        ordinary.setattr(*off)
                     async with gateway() as node:
                         setting.stage.node = node
                         object.__setattr__(node.worker._server._limits, "half_close_is_leaving", False)
@@ -360,7 +374,7 @@ def named(name: str) -> Callable[[int], bytes]:
     return lambda port: configured(port, *CONFIGURATIONS[name](port))
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_conversation_is_the_same(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CONFIGURATIONS)))
@@ -452,6 +466,75 @@ def test_every_ride_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     compare(ordinary, express)
     assert rides.arrived == 5
     assert len(logged) == 16
+
+
+# The recipe: one model chooses another, through a call of the gateway to itself.
+
+
+def recipe(port: int) -> bytes:
+    """The route /a, behind it the choice by /model-selection."""
+    router = {"name": "route", "paths": ["/model-selection"], "service": "s"}
+    smart = [target(port, "big", "smart"), target(port, "small", "fast")]
+    by_route = {"r": [auth(), {"name": "datakit", "config": {"nodes": APPLIED}}, proxy(*smart)]}
+    by_route["route"] = [auth(), DECORATOR, proxy(target(port, "selector"), response_streaming="deny")]
+    return document(
+        services=[{"name": "s", "url": "http://127.0.0.1:1/"}],
+        routes=[{"name": "r", "paths": ["/a"], "service": "s"}, router],
+        consumers=[{"username": name} for name in ("alice", "bob", "router")],
+        keyauth_credentials=[
+            {"consumer": "alice", "key": OURS},
+            {"consumer": "bob", "key": HERS},
+            {"consumer": "router", "key": "internal-router-key"},
+        ],
+        plugins=[{**plugin, "route": route} for route, plugins in by_route.items() for plugin in plugins],
+    )
+
+
+class Chooser(Provider):
+    """Chooses as the prompt says; as a model, says what it was asked."""
+
+    def _pieces(self, data: bytes) -> list[bytes]:
+        body = json.loads(data.partition(b"\r\n\r\n")[2])
+        asked = body["messages"][-1]["content"]
+        if body["model"] != "selector":
+            return STREAM if body["stream"] else [whole(completion(usage=USAGE, said=asked), *HEADS[0])]
+        choice = {"index": 0, "message": {"role": "assistant", "content": asked.partition(" ")[0]}}
+        return [whole(completion(choices=[choice], usage=USAGE), *HEADS[0])]
+
+
+def prompt(text: str, **fields: Any) -> bytes:
+    return chat(messages=[{"role": "user", "content": text}], **fields)
+
+
+PROMPTS = st.one_of(
+    st.builds(prompt, st.sampled_from(["fast one", "smart two", "smart  ", "odd three", ""]), stream=st.booleans()),
+    st.sampled_from(
+        [prompt("fast\n", model="smart", metadata={"é": [1.0, 10**20]}), b"{", b"[]", b"", chat(messages=[])]
+    ),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(PROMPTS, st.sampled_from(KEYS[2:]), st.sampled_from(FIELDS[:3])), min_size=2, max_size=6))
+def test_the_recipe_is_the_same_with_familiar_heads(said: list[tuple[bytes, bytes, bytes]]) -> None:
+    asked = [ask(body, field, key=key) for body, key, field in said for _ in range(2)]
+    ordinary, express, _ = run(both_ways(recipe, asked, [[]], off=NO_MEMORY, provider=Chooser))
+    compare(ordinary, express)
+
+
+def test_such_recipes_choose() -> None:
+    words = ("fast a", "smart b", "smart c", "fast d", "fast e")
+    asked = [
+        ask(prompt(word), FIELDS[0], key=key)
+        for word, key in zip(words, (*KEYS[2:4], *KEYS[2:4], KEYS[4]), strict=True)
+    ]
+    ordinary, express, _ = run(both_ways(recipe, asked, [[]], off=NO_MEMORY, provider=Chooser))
+    compare(ordinary, express)
+    models = re.findall(rb"\r\nX-Kong-LLM-Model: (\w+)\r\n", express.client)
+    assert models == [b"small", b"big", b"big", b"small"]
+    assert re.findall(rb'"said": "(\w+ \w)"', express.client) == [word.encode() for word in words[:4]]
+    assert len(express.events) == 9
+    assert express.client.count(b"HTTP/1.1 401 ") == 1
 
 
 # What may happen while one rides.
@@ -579,3 +662,309 @@ class TestTheProviderFails:
             for _ in range(6):
                 assert (await client.exchange(ASK))[0] == 200
             assert rides.all == (7, 6, 1, 0)
+
+    @pytest.mark.parametrize(
+        ("said", "kind"),
+        [
+            (b"rubbish\r\n\r\n", "protocol"),
+            (ANSWER[:20], "reset"),
+            (ANSWER[:-1], "reset"),
+            (whole(b"not json", *HEADS[0]), "transformation"),
+            (whole(completion(), b"Content-Encoding: gzip"), "encoding"),
+        ],
+    )
+    @pytest.mark.parametrize("plan", ["one", "two"])
+    async def test_each_failure_is_one_call_and_counts_once(
+        self, rides: Rides, is_express: bool, said: bytes, kind: str, plan: str
+    ) -> None:
+        """Nobody else is asked in its place: with another alias, or after sending."""
+        targets = [{"name": "m"}] if plan == "one" else [{"name": "m", "alias": "x"}, {"name": "n", "alias": "y"}]
+        asked_for = ask(chat(model="m" if plan == "one" else "x"))
+        async with scene(keyed(), asking(*targets, balancer={"max_fails": 2})) as play:
+            client = await warm(play, asked_for)
+            heard = await under_way(play, client, asked_for)
+            heard.leave(said)
+            status, _, _ = await client.receive()
+            assert status == (500 if kind == "transformation" else 502)
+            (event,) = await done(play, 1)
+            assert event.error_kind == kind
+            assert [call.error_kind for call in event.llm_calls] == [kind]
+            assert [call.role for call in event.llm_calls] == ["selected"]
+            (models,) = models_of(play)
+            assert models[0].breaker.failures == (kind != "transformation")
+            assert rides.all == ((1, 0, 1, 0) if is_express else (0, 0, 0, 0))
+            assert len(play.requests) == 1
+
+    async def test_one_that_closes_at_once_is_asked_again_once(self, rides: Rides, is_express: bool) -> None:
+        async with scene(keyed(), asking(balancer={"max_fails": 1})) as play:
+            client = await warm(play)
+            (await under_way(play, client)).leave()
+            (await play.asked()).say(ANSWER)
+            assert (await client.receive())[0] == 200
+            assert calls(await done(play, 1)) == [[(200, "", "provider")]]
+            assert play.requests[0] == play.requests[1]
+            assert models_of(play)[0][0].breaker.failures == 0
+            assert rides.derailed == is_express
+
+    async def test_silence_is_504_and_counts(self, rides: Rides, is_express: bool) -> None:
+        async with scene(keyed(), asking(balancer={"max_fails": 1, "read_timeout": 300})) as play:
+            client = await warm(play)
+            heard = await under_way(play, client)
+            assert (await client.receive())[0] == 504
+            await heard.broken()
+            assert (await client.exchange(ASK))[0] == 500
+            events = await done(play, 2)
+            assert calls(events) == [[(0, "timeout_read", "none")], []]
+            assert events[0].llm_calls[0].duration_us >= 290_000
+            assert len(play.requests) == 1
+            assert rides.derailed == is_express
+
+    async def test_of_several_the_next_is_asked_where_the_rules_allow(self, rides: Rides, is_express: bool) -> None:
+        """They do not ride: which is asked is a matter of turns. Another of the plugin's models does, in between."""
+        balancer = {"failover_criteria": ["http_500", "non_idempotent"], "retries": 1}
+        targets = [{"name": "one", "alias": "a"}, {"name": "two", "alias": "a"}, {"name": "solo", "alias": "b"}]
+        alone, either = ask(chat(model="b")), ask(chat(model="a"))
+        async with scene(keyed(), asking(*targets, balancer=balancer)) as play:
+            client = await warm(play, alone)
+            (await under_way(play, client, alone)).say(whole(b"", b"Date: now", status=b"500 Oops"))
+            assert (await client.receive())[0] == 500
+            (await under_way(play, client, either)).say(whole(b"", b"Date: now", status=b"500 Oops"))
+            (await play.asked()).say(ANSWER)
+            assert (await client.receive())[0] == 200
+            events = await done(play, 2)
+            assert [[call.role for call in event.llm_calls] for event in events] == [
+                ["selected"],
+                ["selected", "fallback"],
+            ]
+            assert {call.request_model for call in events[1].llm_calls} == {"one", "two"}
+            assert rides.all == ((1, 0, 1, 0) if is_express else (0, 0, 0, 0))
+
+
+def models_of(play: Stage) -> list[Any]:
+    """The targets of each ai-proxy-advanced."""
+    plugins = play.node.worker.pipeline.runtime.plugins
+    return [bound.handler._models._targets for bound in plugins if bound.name == "ai-proxy-advanced"]  # type: ignore[attr-defined]
+
+
+SHARES = (("one", None, 3), ("two", "b", 1), ("three", "c", 1))
+
+
+async def test_turns_stay_exact_whoever_rides(rides: Rides) -> None:
+    """Weights 3, 1 and 1 among all; one of them is asked by its alias between any two turns, and rides."""
+    targets = [{"name": name, "alias": alias, "weight": weight} for name, alias, weight in SHARES]
+    body = chat(model="b")
+    padded = json.dumps({"messages": json.loads(body)["messages"]}).encode()
+    async with scene(keyed(), asking(*targets)) as play:
+        client = await warm(play, ask(body))
+        play.answer = ANSWER
+        for _ in range(20):
+            assert (await client.exchange(ask(body)))[0] == 200
+            assert (await client.exchange(ask(padded)))[0] == 200
+        events = await done(play, 40)
+        by_alias, by_turn = ([event.llm_calls[0].request_model for event in events[start::2]] for start in (0, 1))
+        assert by_alias == ["two"] * 20
+        assert by_turn == by_turn[:5] * 4
+        assert sorted(by_turn[:5]) == ["one", "one", "one", "three", "two"]
+        assert rides.all == (20, 20, 0, 0)
+
+
+class TestTheClientLeaves:
+    @pytest.mark.parametrize("models", [True, False])
+    async def test_while_it_rides(self, rides: Rides, is_express: bool, models: bool) -> None:
+        async with scene(keyed(), *([asking()] if models else [])) as play:
+            client = await warm(play)
+            heard = await under_way(play, client)
+            await client.close()
+            await heard.broken()
+            (event,) = await done(play, 1)
+            assert (event.status, event.outcome, event.error_kind) == (499, "client_closed", "")
+            assert calls([event]) == ([[(0, "client_closed", "estimated")]] if models else [[]])
+            if models:
+                (call,) = event.llm_calls
+                assert (call.prompt_tokens, call.completion_tokens, call.cost_nano_usd) == (3, 0, 9000)
+            assert event.HasField("upstream_us")
+            assert event.consumer_id
+            assert rides.all == ((1, 0, 0, 1) if is_express else (0, 0, 0, 0))
+
+    @pytest.mark.parametrize("said", [whole(b"x", b"Date: now", status=b"429 Slow"), ANSWER[:30], b"".join(STREAM[:2])])
+    async def test_just_when_it_derailed(self, rides: Rides, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its answer is here, but nobody has looked at it."""
+        async with scene(keyed(), asking()) as play:
+            client = await warm(play)
+            heard = await under_way(play, client)
+            (server,) = play.node.worker._server._connections
+            ride = server._ride
+            assert ride is not None
+            ride.behind.data_received(said)
+            server.connection_lost(None)
+            if said[9:12] == b"200":  # Else it is whole, and the connection good for others.
+                await heard.broken()
+            (event,) = await done(play, 1)
+            assert (event.status, event.outcome) == (499, "client_closed")
+            assert calls([event]) == [[(0, "client_closed", "estimated")]]
+            assert (rides.derailed, rides.abandoned) == (said != ANSWER[:30], 1)
+
+
+class TestWhoIsLetIn:
+    """Each after requests with a good key on the same connection, which rode."""
+
+    @pytest.mark.parametrize(
+        "key", [b"apikey: alice-keY", b"apikey: ", b"X-Nobody: 12345", b"apikey: alice-key,alice-key"]
+    )
+    @pytest.mark.parametrize("models", [True, False])
+    async def test_another_key_is_looked_at_anew(self, rides: Rides, key: bytes, models: bool) -> None:
+        async with scene(keyed(), *([asking()] if models else [])) as play:
+            client = await warm(play)
+            play.answer = ANSWER
+            for _ in range(2):
+                assert (await client.exchange(ASK))[0] == 200
+                for _ in range(3):
+                    assert (await client.exchange(ask(chat(), key=key)))[0] == 401
+            assert len(play.requests) == 2
+            assert [event.consumer_id for event in await done(play, 8) if event.status == 401] == [""] * 6
+            assert rides.boarded == 1
+
+    @pytest.mark.parametrize("place", ["header", "query"])
+    async def test_a_revoked_key_is_refused_at_once(self, rides: Rides, place: str) -> None:
+        extra = {"credentials": [{"consumer": "alice", "key": "third-key"}]}
+        request = ask(chat(), key=b"apikey: third-key")
+        if place == "query":
+            request = ask(chat(), key=b"X-None: 1", target=b"/a?x=1&apikey=third-key")
+        async with scene(keyed(), asking(), **extra) as play:
+            client = await warm(play, request)
+            heard = await under_way(play, client, request)
+            await apply(play, 3, keyed(), asking())
+            heard.say(ANSWER)
+            assert (await client.receive())[0] == 200  # It was let in before.
+            for _ in range(6):
+                assert (await client.exchange(request))[0] == 401
+            await apply(play, 4, keyed(), asking(), **extra)
+            play.answer = ANSWER
+            for _ in range(3):
+                assert (await client.exchange(request))[0] == 200
+            assert len(play.requests) == 4
+            assert [event.config_version for event in await done(play, 10)] == [2, *[3] * 6, *[4] * 3]
+            assert not any(b"third-key" in request for request in play.requests)
+            assert rides.arrived == 3
+
+    async def test_a_key_that_changes_hands_names_its_new_owner(self, rides: Rides) -> None:
+        request = ask(chat(), key=b"apikey: third-key")
+        async with scene(keyed(), credentials=[{"consumer": "alice", "key": "third-key"}]) as play:
+            client = await warm(play, request)
+            play.answer = ANSWER
+            assert (await client.exchange(request))[0] == 200
+            await apply(play, 3, keyed(), credentials=[{"consumer": "bob", "key": "third-key"}])
+            for _ in range(3):
+                assert (await client.exchange(request))[0] == 200
+            names = [said.partition(b"X-Consumer-Username: ")[2].partition(b"\r\n")[0] for said in play.requests]
+            assert names == [b"alice", b"bob", b"bob", b"bob"]
+            assert len({event.consumer_id for event in await done(play, 4)}) == 2
+            assert rides.arrived == 3
+
+    @pytest.mark.parametrize("said", [ANSWER, whole(b"busy", b"Date: now", status=b"429 Slow")])
+    async def test_a_key_that_expires(
+        self, rides: Rides, is_express: bool, monkeypatch: pytest.MonkeyPatch, said: bytes
+    ) -> None:
+        """Between two requests it is refused at once; while one is under way, that one ends as it would have."""
+        mortal = {"consumer": "alice", "key": "mortal-key", "ttl": 60, "created_at": 1000}
+        request = ask(chat(), key=b"apikey: mortal-key")
+        monkeypatch.setattr(time, "time", lambda: 1059.9)
+        async with scene(keyed(), asking(), credentials=[mortal]) as play:
+            client = await warm(play, request)
+            heard = await under_way(play, client, request)
+            monkeypatch.setattr(time, "time", lambda: 1060.0)
+            heard.say(said)
+            assert (await client.receive())[0] == int(said[9:12])
+            for _ in range(2):
+                assert (await client.exchange(request))[0] == 401
+            events = await done(play, 3)
+            assert [len(event.llm_calls) for event in events] == [1, 0, 0]
+            assert len(play.requests) == 1
+            assert rides.boarded == is_express
+
+    async def test_claims_and_keys_go_no_further(self, rides: Rides) -> None:
+        request = ask(chat(), IDENTITY, b"X-Other: alice-key-not")
+        for models in (True, False):
+            async with scene(keyed(), *([asking()] if models else [])) as play:
+                client = await warm(play, request)
+                play.answer = ANSWER
+                for _ in range(5):
+                    assert (await client.exchange(request))[0] == 200
+                for heard in play.requests:
+                    assert b"root" not in heard
+                    assert b"x_consumer_id" not in heard
+                    assert b"alice-key\r" not in heard
+                    assert (b"X-Consumer-Username: alice\r\n" in heard) != models
+        assert rides.arrived == 10
+
+    async def test_two_clients_are_never_taken_for_each_other(self, rides: Rides) -> None:
+        """Turn by turn over one connection to the service, then both under way at once."""
+        said = {number: ask(b"%d" % number, key=KEYS[3 * number]) for number in (0, 1)}
+        async with scene(keyed()) as play:
+            clients = [await play.warm(said[number], ANSWER) for number in (0, 1)]
+            play.requests.clear()
+            play.node.events.clear()
+            for _ in range(4):
+                heard = [await under_way(play, clients[number], said[number]) for number in (0, 1)]
+                for number in (1, 0):
+                    name = (b"alice", b"bob")[number]
+                    assert b"\r\nX-Consumer-Username: " + name + b"\r\n" in heard[number].data
+                    heard[number].say(whole(name, *HEADS[0]))
+                    assert (await clients[number].receive())[2] == name
+            play.answer = ANSWER
+            events = await done(play, 8)
+            assert [event.consumer_id for event in events] == [events[0].consumer_id, events[1].consumer_id] * 4
+            assert events[0].consumer_id != events[1].consumer_id
+            assert rides.arrived >= 6
+
+    async def test_two_consumers_on_one_connection(self, rides: Rides) -> None:
+        async with scene(keyed(), asking({"name": "m"})) as play:
+            client = await warm(play)
+            play.answer = ANSWER
+            order = [0, 0, 3, 3, 3, 3, 0, 0, 4, 3, 3, 3]
+            for number in order:
+                await client.exchange(ask(chat(), key=KEYS[number]))
+            events = await done(play, len(order))
+            names = {0: events[0].consumer_id, 3: events[2].consumer_id, 4: ""}
+            assert [event.consumer_id for event in events] == [names[number] for number in order]
+            assert rides.arrived == 2 + 2 + 0 + 1
+
+
+class TestMemory:
+    async def test_nothing_keeps_an_old_configuration_alive(self, rides: Rides) -> None:
+        """Not even a connection that is idle: neither the runtime, nor its plugins, which know all consumers."""
+        for plugins in ((keyed(), asking()), (keyed(),)):
+            async with scene(*plugins) as play:
+                client = await warm(play)
+                (await under_way(play, client)).say(ANSWER)
+                assert (await client.receive())[0] == 200
+                pipeline = play.node.worker.pipeline
+                old: list[weakref.ref[Any]] = [
+                    weakref.ref(pipeline.runtime),
+                    weakref.ref(pipeline.runtime.parts.directory),
+                ]
+                old += [weakref.ref(bound.handler) for bound in pipeline.runtime.plugins]
+                await apply(play, 3, *plugins, credentials=[{"consumer": "bob", "key": "new-key"}])
+                await until(lambda: not pipeline._closing)  # noqa: B023
+                gc.collect()
+                assert [ref() for ref in old] == [None] * len(old)
+        assert rides.arrived == 2
+
+    async def test_thousands_of_rides_leave_nothing_behind(self, rides: Rides) -> None:
+        async with scene(keyed(), lambda port: DECORATOR, asking()) as play:
+            client = await warm(play)
+            play.answer = ANSWER
+            (server,) = play.node.worker._server._connections
+            sizes = []
+            for _ in range(3):
+                for _ in range(1000):
+                    await client.exchange(ASK)
+                play.node.events.clear()
+                play.requests.clear()
+                gc.collect()
+                sizes.append(len(gc.get_objects()))
+                familiar = server._reader._memory.last
+                assert familiar is not None
+                assert len(familiar.head.notes) <= 16
+            assert rides.arrived == 3000
+            assert sizes[2] - sizes[1] < 200

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_plane.chain import run
-from data_plane.errors import ConfigError
+from data_plane.errors import ConfigError, GatewayError
 from data_plane.exchange import Exchange
 from data_plane.messages import Head, Headers, Response
 from data_plane.plugins.key_auth import KeyAuth
@@ -345,3 +345,44 @@ async def test_a_known_head_is_not_let_in_once_its_key_has_another_owner() -> No
     assert names == ["alice", "bob"]
     del by_key["alice-key"]
     assert (await ask(handler, arrival(head, "/", b"", is_known=True))).status == 401
+
+
+async def test_an_exchange_that_began_in_time_stays_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be looked at again when its answer is there already."""
+    supplied = supplies(consumers=CONSUMERS)
+    alice, credential = supplied.consumers_by_key["alice-key"]
+    mortal = credential.model_copy(update={"created_at": 1000, "ttl": 60})
+    supplied.consumers_by_key = {"alice-key": (alice, mortal)}
+    handler = KeyAuth(parse(KeyAuthConfig, {}), supplied)
+    head = Head([("apikey", "alice-key")])
+    monkeypatch.setattr(time, "time", lambda: 1061)
+    for is_known in (False, True, True):
+        for began, status in ((1059.9, 200), (1060, 401)):
+            subject = arrival(head, "/", b"", is_known=is_known)
+            subject.started_at = began
+            assert (await ask(handler, subject)).status == status
+
+
+@pytest.mark.parametrize("config", [{}, {"hide_credentials": False}, {"anonymous": "alice"}, {"key_in_query": False}])
+@pytest.mark.parametrize("headers", [{"apikey": "alice-key"}, {"apikey": "x"}, {}, {"X-Consumer-Username": "root"}])
+async def test_the_prelude_does_what_handling_does(config: dict[str, Any], headers: dict[str, str]) -> None:
+    handler = plugin(**config)
+    seen: list[tuple[Any, ...]] = []
+    for is_prelude in (False, True):
+        subject = exchange(target="/?x=1&apikey=alice-key", headers=headers)
+        try:
+            done = handler.prelude(subject) if is_prelude else (await handler.handle(subject, proceed)).status == 200
+        except GatewayError as error:
+            seen.append((error.status, error.message, error.headers))
+        else:
+            seen.append(
+                (done, subject.consumer, subject.credential, subject.request.headers.raw, subject.request.target)
+            )
+    assert seen[0] == seen[1]
+
+
+async def test_the_prelude_leaves_bodies_to_those_who_wait_for_them() -> None:
+    subject = exchange(headers={"apikey": "alice-key"})
+    assert not plugin(key_in_body=True).prelude(subject)
+    assert subject.consumer is None
+    assert subject.request.headers.get("apikey") == "alice-key"
