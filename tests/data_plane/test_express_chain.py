@@ -963,7 +963,7 @@ class TestMemory:
                 play.requests.clear()
                 gc.collect()
                 sizes.append(len(gc.get_objects()))
-                familiar = server._reader._memory.last
+                familiar = server._reader.memory.last
                 assert familiar is not None
                 assert len(familiar.head.notes) <= 16
             assert rides.arrived == 3000
