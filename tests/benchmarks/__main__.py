@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import platform
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,8 @@ _CHANGES_PER_REPEAT = 20
 
 
 def data_plane(repeats: int, seconds: int) -> Section:
-    section = Section("Tandem's data plane: one worker on one core, load and upstream on the other", yardstick="nginx")
+    title = f"Tandem's data plane: one worker on one core, load and upstream on the other; Python {platform.python_version()}"
+    section = Section(title, yardstick="nginx")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         rig = Rig(Path(folder))
         stack.callback(rig.stop)

@@ -67,10 +67,11 @@ class Throughput:
 
 
 def throughput(rig: Rig, repeats: int, seconds: int) -> list[Row]:
+    """The yardstick is measured before and after each row: a machine's speed changes within seconds, and the ratio of a
+    measurement is to the mean of its two neighbours."""
     yardstick = Throughput("nginx proxy_pass (the yardstick)", "", rig.yardstick, "/")
     proxy = rig.stack.proxy_port
     measured = [
-        yardstick,
         Throughput("uvloop and httptools bare, without a gateway", "", rig.bare, "/"),
         Throughput("plain proxying, no plugins", "0.6", proxy, "/plain"),
         Throughput("unary: key-auth + ai-prompt-decorator + ai-proxy-advanced", "0.35", proxy, "/unary"),
@@ -78,14 +79,18 @@ def throughput(rig: Rig, repeats: int, seconds: int) -> list[Row]:
         Throughput("unary, no two heads alike", "", proxy, "/unary", strange=True),
         Throughput("the recipe's /chat: two routes, Datakit, both calls", "0.08", proxy, "/chat", "demo-consumer-key"),
     ]
-    for each in measured:
+    for each in (yardstick, *measured):
         each.check(b'"chat.completion"')
+    ratios: dict[str, list[float]] = {each.name: [] for each in measured}
+    yardstick.measure(rig.folder, seconds)
     for repeat in range(repeats):
         print(f"throughput: repeat {repeat + 1} of {repeats}", flush=True)
         for each in measured:
             each.measure(rig.folder, seconds)
             settled(rig.worker)
-    return [_row(each, each.median / yardstick.median) for each in measured]
+            yardstick.measure(rig.folder, seconds)
+            ratios[each.name].append(each.rates[-1] / statistics.mean(yardstick.rates[-2:]))
+    return [_row(yardstick, 1.0), *(_row(each, statistics.median(ratios[each.name])) for each in measured)]
 
 
 def _row(each: Throughput, ratio: float) -> Row:
