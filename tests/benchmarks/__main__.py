@@ -25,7 +25,8 @@ _CHANGES_PER_REPEAT = 20
 
 
 def data_plane(repeats: int, seconds: int) -> Section:
-    title = f"Tandem's data plane: one worker on one core, load and upstream on the other; Python {platform.python_version()}"
+    python = platform.python_version()
+    title = f"Tandem's data plane: one worker on one core, load and upstream on the other; Python {python}"
     section = Section(title, yardstick="nginx")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         rig = Rig(Path(folder))
