@@ -268,15 +268,18 @@ class ChainLine(_Line):
         if answer is None or not isinstance(answer.body, bytes):
             return False
         exchange.response = answer
+        plan = exchange.plan
+        is_logged = plan is not None and bool(plan.log_slots)
         try:
-            data = self._written(exchange, answer, answer.body)
+            # Who logs is shown the head as it went out; for others it need not be made, only written.
+            write = self._written_anew if is_logged else self._written
+            data = write(exchange, answer, answer.body)
         except InvalidHeader:
             return False
         self._strikes = 0
         platform.deliver(data)
         sent = Sent(True, len(data), "complete")
-        plan = exchange.plan
-        if plan is not None and plan.log_slots:
+        if is_logged:
             self._pipeline.finished(exchange, answer, sent)
         else:
             self._report(exchange, answer, sent)

@@ -24,7 +24,7 @@ from data_plane.plugins.ai_prompt_decorator import AiPromptDecorator
 from tests.data_plane.ai.gateways import EVENTS, bedrock, openai
 from tests.data_plane.builders import document, gateway
 from tests.data_plane.http1.peers import Peer, read_request
-from tests.data_plane.stage import Asked, Rides, Stage, impersonal, stage
+from tests.data_plane.stage import Asked, Rides, Stage, stage
 from tests.data_plane.test_express import Setting, Talk, compare, impersonal_event, run, until
 from tests.gateway_schema.datakit_lists import APPLIED
 
@@ -172,6 +172,9 @@ FIELDS = (
     b"Authorization: Bearer mine",
     b"Cookie: a=b",
     b"Connection: keep-alive",
+    b"X-Real-IP: 9.9.9.9",
+    b"X-Forwarded-Proto: https",
+    b"Kong-Debug: 1",
     IDENTITY,
 )
 KEYS = (
@@ -186,8 +189,10 @@ KEYS = (
 
 
 def ask(body: bytes, *fields: bytes, key: bytes = KEYS[0], target: bytes = b"/a", method: bytes = b"POST") -> bytes:
+    """Of methods that have no body, without one."""
+    length = (b"Content-Length: %d" % len(body),) if method in (b"POST", b"PUT", b"OPTIONS") else ()
     first = method + b" " + target + b" HTTP/1.1"
-    return b"\r\n".join((first, b"Host: h", key, *fields, b"Content-Length: %d" % len(body), b"", body))
+    return b"\r\n".join((first, b"Host: h", key, *fields, *length, b"", body if length else b""))
 
 
 @st.composite
@@ -195,7 +200,7 @@ def requests(draw: st.DrawFn, name: str) -> list[bytes]:
     """Requests with one head, but for the length; at times, another key in it from some moment on."""
     fields = draw(st.lists(st.sampled_from(FIELDS), max_size=3, unique=True))
     target = draw(st.sampled_from([b"/a", b"/a", b"/a/b?x=1", b"/a?x=1&apikey=bob-key&y=%20"]))
-    method = draw(st.sampled_from([b"POST"] * 5 + [b"PUT", b"OPTIONS"]))
+    method = draw(st.sampled_from([b"POST"] * 6 + [b"PUT", b"OPTIONS", b"GET", b"DELETE"]))
     keys = draw(st.lists(st.sampled_from(KEYS), min_size=2, max_size=2))
     usual = st.sampled_from([fitting(name), fitting(name, temperature=0.25, user="é\u2028", stream=False)])
     bodies = draw(st.lists(usual | usual | st.sampled_from(BODIES), min_size=5, max_size=9))
@@ -349,6 +354,7 @@ async def both_ways(
     *,
     off: tuple[str, Any] = NO_LINES,
     provider: type[Provider] = Provider,
+    **node_settings: Any,
 ) -> tuple[Talk, Talk, Rides]:
     """The same conversation in the ordinary way (`off`: what is another there), and with the express way."""
     talks = []
@@ -361,7 +367,7 @@ async def both_ways(
                 with patch.context() as ordinary:
                     if is_ordinary:
                         ordinary.setattr(*off)
-                    async with gateway() as node:
+                    async with gateway(**node_settings) as node:
                         setting.stage.node = node
                         object.__setattr__(node.worker._server._limits, "half_close_is_leaving", False)
                         await node.apply(configuration(setting.stage.server.port), 1)
@@ -379,7 +385,9 @@ def named(name: str) -> Callable[[int], bytes]:
 def test_a_conversation_is_the_same(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CONFIGURATIONS)))
     asked, said = data.draw(requests(name)), data.draw(answers(name))
-    ordinary, express, _ = run(both_ways(named(name), asked, said))
+    trusted = data.draw(st.sampled_from([(), ("127.0.0.1",)]))
+    more: dict[str, Any] = {"trusted_ips": trusted, "allow_debug_header": data.draw(st.booleans())}
+    ordinary, express, _ = run(both_ways(named(name), asked, said, **more))
     compare(ordinary, express)
     heads = b"".join(request.partition(b"\r\n\r\n")[0] for request in express.service)
     if name not in LETS_PASS:
@@ -454,18 +462,31 @@ def test_where_a_plugin_has_no_prelude_nobody_rides(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_ride_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[tuple[str, Any]] = []
-    monkeypatch.setattr(
-        AiPromptDecorator,
-        "log",
-        lambda self, exchange, record: logged.append((impersonal(exchange.id.encode()).decode(), record)),
-        raising=False,
-    )
+    """Where anybody but the models themselves has something to log."""
+    logged: list[dict[str, Any]] = []
+
+    def log(self: AiPromptDecorator, exchange: Any, record: dict[str, Any]) -> None:
+        logged.append(record)
+
+    monkeypatch.setattr(AiPromptDecorator, "log", log, raising=False)
     said = [[whole(completion(usage=USAGE), *HEADS[0])]]
     ordinary, express, rides = run(both_ways(named("one target"), [ask(chat(model="fast"))] * 8, said))
     compare(ordinary, express)
     assert rides.arrived == 5
-    assert len(logged) == 16
+    assert len({record["request"]["id"] for record in logged}) == len(logged) == 16
+    one, *others = [impersonal_record(record) for record in logged]
+    assert others == [one] * 15
+
+
+def impersonal_record(record: dict[str, Any]) -> str:
+    for name in ("latencies", "started_at"):
+        assert record.pop(name)
+    for name in ("id", "size"):
+        assert record["request"].pop(name)
+    assert record["response"].pop("size")
+    for name in ("x-kong-request-id", "x-kong-upstream-latency", "x-kong-proxy-latency", "x-tandem-decision"):
+        assert record["response"]["headers"].pop(name)
+    return json.dumps(record, default=str)
 
 
 # The recipe: one model chooses another, through a call of the gateway to itself.
