@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 _STRIKES: Final = 4
 """Rides in a row that did not begin, or derailed, after which a line is closed: it is not made for what comes."""
+_REST: Final = 256
+"""Answers after which another line is tried: what was in its way (a service that failed, many clients at once) may be
+over, and connections live for long. A try that fails costs less than half of a request."""
 _AROUND: Final = object()
 """Names the note on an answer's first fields that has what stands in its head around the exchange's own."""
 _ANSWER: Final = (
@@ -57,7 +60,7 @@ class _Line:
         self._strikes += 1
         if self._strikes >= _STRIKES:
             familiar.line = None
-            familiar.is_barred = True
+            familiar.rest = _REST
 
     def _holds(self, familiar: Familiar) -> bool:
         """Whether the configuration is still the one that this line was opened under."""

@@ -111,7 +111,9 @@ class Pipeline:
         familiar = getattr(exchange.request, "familiar", None)
         if familiar is None or familiar.line is not None or familiar.is_barred:
             return
-        if exchange.runtime is self.runtime:
+        if familiar.rest:
+            familiar.rest -= 1
+        elif exchange.runtime is self.runtime:
             familiar.line = line_for(self, exchange, familiar)
             familiar.is_barred = familiar.line is None
 

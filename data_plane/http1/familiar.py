@@ -46,6 +46,7 @@ class Familiar:
         "line",
         "meaning",
         "onward",
+        "rest",
         "size",
     )
 
@@ -66,7 +67,9 @@ class Familiar:
         self.line: Line | None = None
         """Of a request's head: the express way for it, where the application knows one."""
         self.is_barred = False
-        """The express way has been tried for it, and was no good."""
+        """There is no express way for it."""
+        self.rest = 0
+        """Answers that shall go the ordinary way before the express way is tried again."""
         self.onward: Any = None
         """Of an answer's head: how it goes on to clients, as the application noted it."""
 

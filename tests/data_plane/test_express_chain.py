@@ -761,6 +761,24 @@ class TestTheProviderFails:
             assert rides.all == ((1, 0, 1, 0) if is_express else (0, 0, 0, 0))
 
 
+async def test_after_a_bad_time_the_express_way_is_tried_again(rides: Rides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams do not ride, so after four of them none is tried; but a client may stream now and then."""
+    monkeypatch.setattr("data_plane.express._REST", 3)
+    streamed = ask(chat(stream=True))
+    async with scene(keyed(), asking()) as play:
+        client = await warm(play)
+        play.answer = b"".join(STREAM)
+        for _ in range(4):
+            assert (await client.exchange(streamed))[0] == 200
+        assert rides.boarded == 0
+        play.answer = ANSWER
+        boarded = []
+        for _ in range(7):
+            assert (await client.exchange(ASK))[0] == 200
+            boarded.append(rides.boarded)
+        assert boarded == [0, 0, 0, 1, 2, 3, 4]
+
+
 def models_of(play: Stage) -> list[Any]:
     """The targets of each ai-proxy-advanced."""
     plugins = play.node.worker.pipeline.runtime.plugins
