@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +24,9 @@ from data_plane.plugins import HANDLERS
 from data_plane.plugins.ai_prompt_decorator import AiPromptDecorator
 from tests.data_plane.ai.gateways import EVENTS, bedrock, openai
 from tests.data_plane.builders import document, gateway
-from tests.data_plane.http1.peers import Peer, read_request
+from tests.data_plane.http1.peers import Peer, Upstream, read_request
 from tests.data_plane.stage import Asked, Rides, Stage, stage
-from tests.data_plane.test_express import Setting, Talk, compare, impersonal_event, run, until
+from tests.data_plane.test_express import Setting, Talk, Unreliable, compare, impersonal_event, run, until
 from tests.gateway_schema.datakit_lists import APPLIED
 
 # What is configured.
@@ -58,13 +59,15 @@ def proxy(*targets: dict[str, Any], consumer: str = "", **config: Any) -> dict[s
     return {**plugin, "consumer": consumer} if consumer else plugin
 
 
-def configured(port: int, *plugins: dict[str, Any], credentials: Sequence[dict[str, Any]] = (), **route: Any) -> bytes:
+def configured(
+    port: int, *plugins: dict[str, Any], credentials: Sequence[dict[str, Any]] = (), read_timeout: int = 10_000
+) -> bytes:
     """One route, /a, with these plugins, to the service."""
-    fields = {"name": "r", "paths": ["/a"], "service": "s", **route}
+    service = {"name": "s", "url": f"http://127.0.0.1:{port}/in", "retries": 0, "read_timeout": read_timeout}
     own = [{"consumer": "alice", "key": OURS}, {"consumer": "bob", "key": HERS}]
     return document(
-        services=[{"name": "s", "url": f"http://127.0.0.1:{port}/in", "retries": 0}],
-        routes=[fields],
+        services=[service],
+        routes=[{"name": "r", "paths": ["/a"], "service": "s"}],
         consumers=[{"username": "alice", "custom_id": "né"}, {"username": "bob"}, {"username": "guest"}],
         keyauth_credentials=[*own, *credentials],
         plugins=[{**plugin, "route": "r"} for plugin in plugins],
@@ -599,6 +602,9 @@ def asking(*targets: dict[str, Any], **config: Any) -> Callable[[int], dict[str,
     return lambda port: proxy(*(target(port, **fields) for fields in targets or ({},)), **config)
 
 
+HURRIED = asking(balancer={"read_timeout": 20})
+
+
 async def warm(play: Stage, request: bytes = ASK, answer: bytes = ANSWER) -> Peer:
     client = await play.warm(request, answer)
     play.node.events.clear()
@@ -844,6 +850,51 @@ class TestTheClientLeaves:
             assert (rides.derailed, rides.abandoned) == (said != ANSWER[:30], 1)
 
 
+class TestShutdown:
+    async def test_what_takes_too_long_is_broken_off(self, rides: Rides, is_express: bool) -> None:
+        async with scene(keyed(), asking()) as play:
+            client = await warm(play)
+            heard = await under_way(play, client)
+            await play.node.worker._server.drain(0.01)
+            await heard.broken()
+            (event,) = await done(play, 1)
+            assert (event.status, event.outcome) == (499, "client_closed")
+            assert calls([event]) == [[(0, "client_closed", "estimated")]]
+            assert rides.abandoned == is_express
+
+    async def test_a_ride_under_way_gets_its_answer(self, rides: Rides, is_express: bool) -> None:
+        async with scene(keyed(), asking()) as play:
+            client = await warm(play)
+            heard = await under_way(play, client)
+            (server,) = play.node.worker._server._connections
+            stopping = asyncio.create_task(play.node.worker._server.drain(10))
+            await until(lambda: server.is_draining)
+            heard.say(ANSWER)
+            status, fields, _ = await client.receive()
+            assert (status, fields["connection"]) == (200, "close")
+            await stopping
+            assert calls(await done(play, 1)) == [[(200, "", "provider")]]
+            assert rides.derailed == is_express
+
+
+async def test_an_event_that_cannot_be_reported_harms_nobody(
+    rides: Rides, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(event: bytes) -> None:
+        raise OSError("disk full")
+
+    async with scene(keyed(), asking()) as play:
+        client = await warm(play)
+        play.answer = ANSWER
+        with monkeypatch.context() as patch:
+            patch.setattr(play.node.worker.pipeline.reporter, "report", broken)
+            assert (await client.exchange(ASK))[0] == 200
+            assert "could not be reported" in caplog.text
+        assert (await client.exchange(ASK))[0] == 200
+        await done(play, 1)
+        assert rides.arrived == 2
+
+
 class TestWhoIsLetIn:
     """Each after requests with a good key on the same connection, which rode."""
 
@@ -1007,3 +1058,84 @@ class TestMemory:
                 assert len(familiar.head.notes) <= 16
             assert rides.arrived == 3000
             assert sizes[2] - sizes[1] < 200
+
+
+# Many at once, and whatever goes wrong.
+
+
+class Customer:
+    """A client with a key of its own, which leaves now and then before it is answered."""
+
+    def __init__(self, play: Stage, dice: random.Random, number: int) -> None:
+        self._play = play
+        self._dice = dice
+        self._number = number
+        self.seen: dict[str, int] = {}
+        """By the request's id, the status."""
+
+    async def ask(self, count: int) -> None:
+        client = await self._play.connect()
+        for number in range(count):
+            name = f"{self._number}/{number}"
+            await client.send(ask(chat(user=name, choices=[]), FIELDS[0], key=KEYS[3 * (self._number % 2)]))
+            leaves = not self._dice.randrange(8)
+            if leaves:
+                for _ in range(self._dice.randrange(12)):
+                    await asyncio.sleep(0)
+                client.writer.write_eof()
+            said = await self._answer(client)
+            if said is not None:
+                status, fields, body = said
+                self.seen[fields["x-kong-request-id"]] = status
+                assert status != 200 or json.loads(body)["user"] == name
+            if leaves or said is None or said[1].get("connection") == "close":
+                await client.close()
+                client = await self._play.connect()
+
+    async def _answer(self, client: Peer) -> Any:
+        try:
+            return await client.receive("POST")
+        except h11.RemoteProtocolError:
+            return None  # It broke off, or nothing came.
+
+
+async def many_ask(dice: random.Random, clients: int, *plugins: Callable[[int], dict[str, Any]]) -> int:
+    """Returns how many requests took the express way."""
+    play = Stage()
+    play.server = Upstream(Unreliable(dice).play)
+    with pytest.MonkeyPatch.context() as patch:
+        rides = Rides(patch)
+        patch.setattr("data_plane.express._STRIKES", 1000)
+        async with play.server, gateway() as node:
+            play.node = node
+            await apply(play, 1, *plugins, read_timeout=20)
+            customers = [Customer(play, dice, number) for number in range(clients)]
+            await asyncio.gather(*(customer.ask(20) for customer in customers))
+            await play.close()
+            await until(lambda: not node.worker.pipeline.runtime.exchanges)
+            told = {event.request_id.hex(): event for event in node.events}
+            assert len(told) == len(node.events) <= 20 * clients
+            people: list[set[str]] = [set(), set()]
+            for customer in customers:
+                for name, status in customer.seen.items():
+                    assert told[name].status == status
+                    people[customer._number % 2].add(told[name].consumer_id)
+            assert people[0].isdisjoint(people[1])
+            assert all(len(ids) <= 1 for ids in people)
+            for event in node.events:
+                assert len(event.llm_calls) == (len(plugins) > 1)
+                assert all(call.duration_us for call in event.llm_calls)
+            ended = rides.arrived + rides.derailed
+            assert ended <= rides.boarded <= ended + rides.abandoned  # One may derail and be left the same moment.
+            return rides.boarded
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.booleans())
+def test_however_they_fail_each_request_has_one_event_and_its_own_answer(seed: int, clients: int, models: bool) -> None:
+    run(many_ask(random.Random(seed), clients, keyed(), *([HURRIED] if models else [])))
+
+
+@pytest.mark.parametrize("models", [True, False])
+def test_such_customers_do_ride(models: bool) -> None:
+    assert run(many_ask(random.Random(1), 3, keyed(), *([HURRIED] if models else []))) > 15
