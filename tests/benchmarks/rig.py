@@ -156,8 +156,10 @@ class Rig:
 
     def _node(self) -> None:
         """Our node through `recipe up`, then moved to its core. The control plane is stopped: what it would do on the
-        other core is not what is measured. The node serves on and spools its analytics."""
+        other core is not what is measured. The node serves on and spools its analytics, all of them: folding them, as
+        after hours without a control plane, is not what is measured either."""
         self.stack.environment = {
+            "TANDEM_SPOOL_BYTES": str(16 * 1024**3),
             "OPENAI_BASE_URL": f"http://127.0.0.1:{self.back}/v1",
             "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"http://127.0.0.1:{self.back}",
             "DECK_OPENAI_TOKEN": "Bearer sk-bench",
