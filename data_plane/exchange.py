@@ -198,7 +198,8 @@ class Handler(Protocol):
     Code before `await proceed(exchange)` sees the request, after it the response; not calling it answers at once.
     One that does nothing after the response, and seldom has to wait before it, may have `prelude(exchange)`: it does,
     without waiting, what `handle` does before it proceeds, and raises what that would raise; or it returns False when
-    it would have to wait, having changed nothing, and `handle` is called.
+    it would have to wait, having changed nothing, and `handle` is called. It may be called again for the same request
+    (`express`), with a new exchange: what it does must have no consequences outside of its exchange, such as a count.
 
     A handler may also have `log(exchange, record)`, called for every handler of the route after the last byte, and
     `async close()`, called when its runtime is retired. One whose `log` does nothing but add to the record says

@@ -135,7 +135,7 @@ class ServiceLine(_Line):
             return False
         first_byte = time.monotonic()
         fields = proxied(response.headers.raw)
-        fields += _latencies(first_byte - ride.sent_at, ride.sent_at - ride.received, ride.id)
+        fields += latencies(first_byte - ride.sent_at, ride.sent_at - ride.received, ride.id)
         answer = Response(response.status, Headers(fields), body, source="upstream", reason=response.reason)
         try:
             head = response_head(answer, self._method, False, True)
@@ -364,19 +364,20 @@ def _plain_lines(fields: Sequence[tuple[str, str]]) -> bytes | None:
     return text.encode()
 
 
-def _latencies(upstream: float, proxy: float, name: str) -> tuple[tuple[str, str], ...]:
-    return (
+def latencies(upstream: float, proxy: float, name: str) -> list[tuple[str, str]]:
+    """An exchange's own fields on an answer of its upstream (`_ANSWER` in fields). Times in seconds, `name` its id."""
+    return [
         ("X-Kong-Upstream-Latency", str(int(upstream * 1000))),
         ("X-Kong-Proxy-Latency", str(int(proxy * 1000))),
         ("X-Kong-Request-Id", name),
-    )
+    ]
 
 
 def _onward(familiar: Familiar) -> tuple[bytes, bytes] | tuple[()]:
     """A client's head around an exchange's own lines, as far as the body's length. Empty where there is more to it: no
     body, or a Date to be made."""
     marker = new_id()
-    fields = [*proxied(familiar.head.fields), *_latencies(0, 0, marker)]
+    fields = [*proxied(familiar.head.fields), *latencies(0, 0, marker)]
     head = response_head(Response(familiar.meaning, Headers(fields), source="upstream"), "GET", False, True)
     own = _ANSWER % (b"", b"", 0, 0, marker.encode(), b"", 0, b"")
     before, found, after = head.data.partition(own[: -len(b"0\r\n\r\n")])

@@ -16,7 +16,7 @@ from data_plane.analytics import Reporter, event_of
 from data_plane.error_bodies import error_page
 from data_plane.errors import BadRequest, GatewayError, HttpsRequired, InternalError, RouteNotFound
 from data_plane.exchange import Exchange, new_id
-from data_plane.express import line_for
+from data_plane.express import latencies, line_for
 from data_plane.forwarding import TrustedPeers, forwarded_host
 from data_plane.http1.express import Ride
 from data_plane.http1.server import Sent
@@ -191,11 +191,7 @@ class Pipeline:
         headers, marks = response.headers, exchange.marks
         if response.source == "upstream" and marks.first_attempt is not None:
             started, first_byte = marks.upstream_started or 0.0, marks.first_byte or 0.0
-            fields = [
-                ("X-Kong-Upstream-Latency", str(int((first_byte - started) * 1000))),
-                ("X-Kong-Proxy-Latency", str(int((marks.first_attempt - marks.received) * 1000))),
-                ("X-Kong-Request-Id", exchange.id),
-            ]
+            fields = latencies(first_byte - started, marks.first_attempt - marks.received, exchange.id)
             if exchange.plan is None or exchange.upstream is not exchange.plan.upstream:
                 # Not a service of ours, whose headers have been seen to.
                 if "via" not in headers:

@@ -316,12 +316,17 @@ async def test_two_plugins_do_not_share_what_they_concluded() -> None:
     assert (await ask(plugin({"bob": ["bob-key"]}), arrival(head, "/", b"", is_known=True))).status == 401
 
 
-async def test_a_known_head_is_let_in_no_longer_than_its_credential_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+def of_a_mortal_key() -> KeyAuth:
+    """Alice's key lives from 1000 to 1060."""
     supplied = supplies(consumers=CONSUMERS)
     alice, credential = supplied.consumers_by_key["alice-key"]
     mortal = credential.model_copy(update={"created_at": 1000, "ttl": 60})
     supplied.consumers_by_key = {"alice-key": (alice, mortal)}
-    handler = KeyAuth(parse(KeyAuthConfig, {}), supplied)
+    return KeyAuth(parse(KeyAuthConfig, {}), supplied)
+
+
+async def test_a_known_head_is_let_in_no_longer_than_its_credential_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = of_a_mortal_key()
     head = Head([("apikey", "alice-key")])
     seen = []
     for now in (1001, 1059, 1060, 1061):
@@ -349,11 +354,7 @@ async def test_a_known_head_is_not_let_in_once_its_key_has_another_owner() -> No
 
 async def test_an_exchange_that_began_in_time_stays_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be looked at again when its answer is there already."""
-    supplied = supplies(consumers=CONSUMERS)
-    alice, credential = supplied.consumers_by_key["alice-key"]
-    mortal = credential.model_copy(update={"created_at": 1000, "ttl": 60})
-    supplied.consumers_by_key = {"alice-key": (alice, mortal)}
-    handler = KeyAuth(parse(KeyAuthConfig, {}), supplied)
+    handler = of_a_mortal_key()
     head = Head([("apikey", "alice-key")])
     monkeypatch.setattr(time, "time", lambda: 1061)
     for is_known in (False, True, True):
