@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.end_to_end.stack import Stack, kill, pids_of, processes, prompt
+from tests.end_to_end.stack import Stack, eventually, kill, pids_of, processes, prompt
 
 
 def listening(port: int) -> bool:
@@ -21,6 +21,8 @@ def test_up_prints_what_is_needed_next_and_again_changes_nothing(home: Stack) ->
     assert first.returncode == 0, first.stdout + first.stderr
     assert "curl" in first.stdout
     assert home.exports["KONNECT_PROXY_URL"].endswith(str(home.proxy_port))
+    # Control plane, simulator, agent, worker; and the spare worker, which nobody waits for.
+    eventually("all five run", lambda: len(processes(str(home.home))) == 5)
     before = sorted(processes(str(home.home)))
     second = home.up()
     assert second.returncode == 0, second.stdout + second.stderr
