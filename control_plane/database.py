@@ -199,7 +199,14 @@ class Database:
         except TimeoutError:
             _log.warning("the database is closed while %d transactions still run", self._units)
         finally:
-            await self.engine.dispose()
+            await self._dispose()
+
+    async def _dispose(self) -> None:
+        try:
+            # Each connection waits for its server to hang up, and one that cannot be reached any more never does.
+            await asyncio.wait_for(self.engine.dispose(), _CLOSE_SECONDS)
+        except TimeoutError:
+            _log.warning("the database did not end its connections within %g s: they are left to it", _CLOSE_SECONDS)
 
     @contextlib.contextmanager
     def _unit(self) -> Iterator[None]:

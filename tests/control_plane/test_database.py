@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +267,44 @@ async def end_connections(database: Database) -> int:
             return int((await connection.execute(killing)).scalar_one())
     finally:
         await other.close()
+
+
+@contextlib.asynccontextmanager
+async def lingering(host: str, port: int) -> AsyncIterator[int]:
+    """The port of a way to a server that passes all on but its end, as when the network between them is gone."""
+    ended = asyncio.Event()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                writer.write(piece)
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(host, port)
+        await asyncio.gather(pass_on(reader, server_writer), pass_on(server_reader, writer))
+        await ended.wait()
+        server_writer.close()
+        writer.close()
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as server:
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            ended.set()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_closing_does_not_wait_for_a_server_that_does_not_hang_up(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(room, "_CLOSE_SECONDS", 0.2)
+    assert database.url.host
+    assert database.url.port
+    async with lingering(database.url.host, database.url.port) as port:
+        far = Database(database.url.set(port=port).render_as_string(hide_password=False))
+        assert await count(far) == 0
+        await asyncio.wait_for(far.close(), 10)
+    assert "did not end its connections" in caplog.text
 
 
 async def test_a_control_plane_gives_its_database_back_though_another_part_fails_to_end(
