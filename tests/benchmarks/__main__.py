@@ -17,6 +17,7 @@ from tests.benchmarks.plane import planes
 from tests.benchmarks.propagation import propagation
 from tests.benchmarks.rig import Rig
 from tests.benchmarks.rows import RESULTS, Section, show, store
+from tests.benchmarks.stolen import noted
 from tests.benchmarks.streaming import streaming
 from tests.benchmarks.throughput import throughput
 
@@ -39,10 +40,10 @@ def data_plane(repeats: int, seconds: int) -> Section:
 def control_plane(repeats: int, _: int) -> Section:
     section = Section("Tandem's control plane: one process on one core; database, nodes and clients on the other")
     with tempfile.TemporaryDirectory() as folder, planes(Path(folder)) as running:
-        section.rows.extend(applying(running, repeats))
-        section.rows.extend(propagation(running, repeats * _CHANGES_PER_REPEAT))
-        section.rows.extend(idle(plane) for plane in running)
-        section.rows.extend(syncing(running, Path(folder)))
+        section.rows.extend(noted(lambda: applying(running, repeats)))
+        section.rows.extend(noted(lambda: propagation(running, repeats * _CHANGES_PER_REPEAT)))
+        section.rows.extend(noted(lambda: [idle(plane) for plane in running]))
+        section.rows.extend(noted(lambda: syncing(running, Path(folder))))
     return section
 
 

@@ -26,6 +26,8 @@ class Row:
     """Every single measurement, in the row's own unit."""
     ratio: float | None = None
     """To the yardstick of the same run."""
+    stolen: float | None = None
+    """The largest share of a core's time that the host took during one of the measurements (`stolen`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,14 @@ def show(sections: Iterable[Section]) -> None:
     console = Console(width=150)
     for section in sections:
         table = Table(title=section.title)
-        for title in ("row", "median", *([f"× {section.yardstick}"] if section.yardstick else []), "asked", "met"):
+        yardstick = [f"× {section.yardstick}"] if section.yardstick else []
+        for title in ("row", "median", *yardstick, "asked", "met", "stolen"):
             table.add_column(title)
         for row in section.rows:
             ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
             met = "" if row.met is None else "yes" if row.met else "no"
-            table.add_row(row.row, row.figure, *([ratio] if section.yardstick else []), row.asked, met)
+            stolen = "" if row.stolen is None else f"{row.stolen:.0%}"
+            table.add_row(row.row, row.figure, *([ratio] if section.yardstick else []), row.asked, met, stolen)
         console.print(table)
 
 
