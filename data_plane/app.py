@@ -136,8 +136,10 @@ def run_worker(settings: Settings, index: int, channel_path: Path, listener: int
     with contextlib.suppress(AttributeError, OSError):  # not every system knows this, or allows it
         if os.sched_getscheduler(0) == os.SCHED_BATCH:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    # Requests make little garbage in cycles: collecting it seldom costs nothing and saves much.
-    gc.set_threshold(20_000, 20, 20)
+    # Requests leave no circles behind, so there is little to find. The first figure bounds how long looking among new
+    # objects may hold the event loop, about a millisecond; looking among those that live longer, as streams do, is for
+    # what failures leave, and can wait.
+    gc.set_threshold(5_000, 50, 20)
     # While a configuration is built in a thread, the event loop waits this long, at most, for its turn.
     sys.setswitchinterval(0.001)
     try:

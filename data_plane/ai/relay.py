@@ -1,9 +1,9 @@
 """A provider's answer on its way to the client: whole, or chunk by chunk.
 
 A stream is one task's work: the server takes a piece, which is one read of the upstream decoded and framed into one
-write. Usage comes last in every stream, after what the client waits for. So when a client leaves in the middle, what
-the provider has already sent is still read, for a moment and no longer: an answer that was about to end is counted
-exactly, a long one is cut off and its usage estimated.
+write. While chunks only pass by, that task sleeps (`Relay.pour`). Usage comes last in every stream, after what the
+client waits for. So when a client leaves in the middle, what the provider has already sent is still read, for a moment
+and no longer: an answer that was about to end is counted exactly, a long one is cut off and its usage estimated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -22,6 +22,9 @@ from data_plane.ai.providers.base import StreamDecoder, StreamEvent, error_event
 from data_plane.errors import GatewayError, InvalidResponse, UpstreamError
 from data_plane.exchange import Exchange
 from data_plane.messages import Response
+
+if TYPE_CHECKING:
+    from data_plane.http1.body import Outlet
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,10 @@ class Relay:
         self._is_over = False
         self._pending_error: UpstreamError | None = None
         self._settling: asyncio.Task[None] | None = None
+        self._tap = getattr(self._pieces, "tap", None)
+        self._outlet: Outlet | None = None
+        self._ahead: bytes | Exception | None = None
+        """Of what was poured, what is left to the reader: frames to write, or what went wrong."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -78,6 +85,29 @@ class Relay:
         else:
             await self._read_on()
 
+    def pour(self, outlet: Outlet) -> None:
+        """See `IncomingBody.pour`: chunks go to `outlet` while the next frames are waited for, until the last."""
+        if self._tap is not None and not self._is_over:
+            self._outlet = outlet
+            self._tap(self._take)
+
+    def _take(self, data: bytes) -> bytes | None:
+        outlet = self._outlet
+        assert outlet is not None
+        if not outlet.is_open:
+            return data
+        try:
+            frames = self._frames(self._decoder.feed(data))
+        except Exception as error:  # Fails where the reader would have: in its task.
+            self._ahead = error
+            return b""
+        if self._decoder.done or self._failure:
+            self._ahead = frames
+            return b""
+        if frames:
+            outlet.write(frames)
+        return None
+
     async def _read(self) -> bytes:
         try:
             data = await anext(self._pieces)
@@ -87,7 +117,11 @@ class Relay:
         except GatewayError as error:
             self._is_over = True
             return self._break(error)
-        frames = self._frames(self._decoder.feed(data))
+        ahead, self._ahead = self._ahead, None
+        if isinstance(ahead, Exception):
+            raise ahead
+        # Bytes that arrived behind the last frames mean nothing any more.
+        frames = self._frames(self._decoder.feed(data)) if ahead is None else ahead
         self._is_over = self._decoder.done or bool(self._failure)
         return frames
 

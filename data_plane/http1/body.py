@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from data_plane.errors import PayloadTooLarge
@@ -23,11 +23,25 @@ class Flow(Protocol):
         """The reader waits for bytes (the moment to say 100 Continue)."""
 
 
+class Outlet(Protocol):
+    """Where the reader of a body would only write its pieces to."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may be written now; else the reader must wait."""
+
+    def write(self, piece: bytes) -> None:
+        """Write a piece that is not empty."""
+
+
 class IncomingBody:
     """Implements `messages.Body`, and is the iterator that a streamed `Response.body` is.
 
     Read it whole (`read`, any number of times) or in pieces (`async for`, once); pieces that arrived together come as
     one. It ends well (`finish`) or badly (`fail`): what arrived before is delivered first, then the error is raised.
+
+    Waking a reader for each of a stream's many small pieces costs more than what it does with them. So a reader may say
+    what it would do (`tap`, `pour`); as long as that goes, it sleeps on.
     """
 
     __slots__ = (
@@ -38,6 +52,7 @@ class IncomingBody:
         "_held",
         "_pieces",
         "_taken",
+        "_tapped",
         "_waiter",
         "_whole",
         "ended",
@@ -54,6 +69,7 @@ class IncomingBody:
         self._held = False
         self._gathering = False
         self._taken = False
+        self._tapped: Callable[[bytes], bytes | None] | None = None
         self._whole: bytes | None = None
         self.length = length
         self.received = 0
@@ -65,10 +81,16 @@ class IncomingBody:
     def feed(self, piece: bytes) -> None:
         if self.ended:
             return
+        self.received += len(piece)
+        tapped = self._tapped
+        if tapped is not None and self._waiter is not None and not self._waiter.done():
+            self._taken = True
+            left = tapped(piece)
+            if left is None:
+                return
+            piece = left
         self._pieces.append(piece)
-        size = len(piece)
-        self.received += size
-        self._buffered += size
+        self._buffered += len(piece)
         if self._buffered > HIGH_WATER and not self._gathering and not self._held:
             self._held = True
             self._flow.hold()
@@ -141,6 +163,22 @@ class IncomingBody:
         self._resume()
         return data
 
+    def tap(self, take: Callable[[bytes], bytes | None]) -> None:
+        """Let `take` have what arrives during the next wait for a piece. It returns what the reader shall wake up to:
+        None for nothing, then the wait goes on. It must not raise."""
+        self._tapped = take
+
+    def pour(self, outlet: Outlet) -> None:
+        """Let pieces go to `outlet` during the next wait for one, as long as it is open."""
+
+        def take(piece: bytes) -> bytes | None:
+            if not outlet.is_open:
+                return piece
+            outlet.write(piece)
+            return None
+
+        self._tapped = take
+
     def _resume(self) -> None:
         if self._held:
             self._held = False
@@ -154,7 +192,7 @@ class IncomingBody:
         try:
             await waiter
         finally:
-            self._waiter = None
+            self._waiter = self._tapped = None
 
     def _wake(self) -> None:
         waiter = self._waiter

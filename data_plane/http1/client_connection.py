@@ -193,6 +193,7 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._fail(self._broken(error))
         self.resume_writing()
+        self._reader.close()
         if self._closed is not None:
             self._closed.set_result(None)
 

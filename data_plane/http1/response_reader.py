@@ -89,6 +89,12 @@ class ResponseReader:
         self._pieces.clear()
         self.began = self.complete = False
 
+    def close(self) -> None:
+        """Nothing more will be fed. See `RequestReader.close`."""
+        self._whole.close()
+        del self._parser, self._flow
+        self._response = self.body = None
+
     def feed(self, data: bytes) -> None:
         """Parse what arrived. Raises ProtocolFault."""
         if not (self.began or self.complete or self._head_only) and self._read_whole(data):

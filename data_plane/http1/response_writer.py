@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,19 +97,18 @@ class ResponseWriter:
                     await aclose()
 
     async def _write_pieces(self, framing: int, body: AsyncIterator[bytes], sent: Sent) -> None:
-        write = self._transport.write
-        chunked = framing == CHUNKED
+        outlet = _Outlet(self, self._transport.write, framing == CHUNKED, sent)
+        pour = getattr(body, "pour", None)
         async for piece in body:
-            if not piece:
-                continue  # An empty chunk would end the body.
-            data = chunk(piece) if chunked else piece
-            sent.bytes_sent += len(data)
-            write(data)
-            if self.blocked is not None:
-                await self.blocked
-        if chunked:
+            if piece:  # An empty chunk would end the body.
+                outlet.write(piece)
+                if self.blocked is not None:
+                    await self.blocked
+            if pour is not None:
+                pour(outlet)
+        if framing == CHUNKED:
             sent.bytes_sent += len(LAST_CHUNK)
-            write(LAST_CHUNK)
+            self._transport.write(LAST_CHUNK)
             if self.blocked is not None:
                 await self.blocked
 
@@ -136,3 +135,24 @@ class ResponseWriter:
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
+
+
+class _Outlet:
+    """Implements `body.Outlet`: the client, for the pieces of one body."""
+
+    __slots__ = ("_chunked", "_sent", "_write", "_writer")
+
+    def __init__(self, writer: ResponseWriter, write: Callable[[bytes], None], chunked: bool, sent: Sent) -> None:
+        self._writer = writer
+        self._write = write
+        self._chunked = chunked
+        self._sent = sent
+
+    @property
+    def is_open(self) -> bool:
+        return self._writer.blocked is None
+
+    def write(self, piece: bytes) -> None:
+        data = chunk(piece) if self._chunked else piece
+        self._sent.bytes_sent += len(data)
+        self._write(data)

@@ -128,6 +128,7 @@ class ServerConnection(asyncio.Protocol):
         try:
             reader.feed(data)
         except Refused as refusal:
+            refusal.__traceback__ = None  # It holds the frames that hold it.
             self._unread = True
             if not refusal.in_body:
                 self._enqueue(refusal)
@@ -153,8 +154,16 @@ class ServerConnection(asyncio.Protocol):
         self._break_body()
         self._cancel()
         self._writer.unblock()
+        self._reader.close()
+        self._current = None
+        if self._task is not None:
+            # With what it ended with, a task holds all its frames, and so this connection: a circle.
+            self._task.add_done_callback(self._forget_task)
         if self._gone is not None:
             self._gone.set_result(None)
+
+    def _forget_task(self, _: asyncio.Task[None]) -> None:
+        self._task = None
 
     def pause_writing(self) -> None:
         self._writer.block(self._loop)

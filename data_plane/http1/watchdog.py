@@ -37,7 +37,9 @@ class Watchdog:
         self._due = inf
 
     def close(self) -> None:
+        """For good: whoever would have been called is let go too (`request_reader.RequestReader.close` says why)."""
         self._due = inf
+        self._expired = _nobody
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -59,3 +61,7 @@ class Watchdog:
             return
         self._due = inf
         self._expired()
+
+
+def _nobody() -> None:
+    pass

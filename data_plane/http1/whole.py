@@ -72,6 +72,10 @@ class WholeReader:
             return None
         return lines[0], Headers.adopt(fields, index), body, end + 4
 
+    def close(self) -> None:
+        """Nothing more will be read: let go of the parser, which holds on to this reader."""
+        self._judge = None
+
     def _is_one(self, data: bytes) -> bool:
         judge = self._judge
         if judge is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
 from data_plane.ai import relay
+from data_plane.ai.providers.openai import OpenAiStream
 from data_plane.errors import InvalidResponse
 from data_plane.messages import Response
 from tests.data_plane.ai.gateways import (
@@ -26,7 +28,7 @@ from tests.data_plane.ai.gateways import (
     wire,
 )
 from tests.data_plane.ai.golden_cases import CASES, timeless
-from tests.data_plane.builders import gateway, service
+from tests.data_plane.builders import Gateway, gateway, service
 
 STREAM = wire("openai", "stream")
 BINARY = "application/vnd.amazon.eventstream"
@@ -107,6 +109,78 @@ async def test_pieces_are_passed_on_as_they_come() -> None:
 
     assert first == EVENTS[0] + EVENTS[1]
     assert rest == EVENTS[2] + EVENTS[3] + EVENTS[5]
+
+
+async def one_by_one(node: Gateway, provided: asyncio.Queue[bytes], *events: bytes) -> tuple[Response, list[bytes]]:
+    """Ask, and let the provider send each of these once the one before has arrived."""
+    received: list[bytes] = []
+    provided.put_nowait(events[0])
+    response = await open_stream(node)
+    assert not isinstance(response.body, bytes)
+    pieces = aiter(response.body)
+    for following in (*events[1:], b""):
+        received.append(await asyncio.wait_for(anext(pieces), 5))
+        if following:
+            provided.put_nowait(following)
+    return response, received
+
+
+def queued(provided: asyncio.Queue[bytes]) -> Callable[[], AsyncIterator[bytes]]:
+    async def body() -> AsyncIterator[bytes]:
+        while piece := await provided.get():
+            yield piece
+
+    return body
+
+
+async def test_chunks_pass_by_a_sleeping_reader_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[bytes] = []
+    read = relay.Relay._read
+
+    async def noted(self: relay.Relay) -> bytes:
+        woken.append(await read(self))
+        return woken[-1]
+
+    monkeypatch.setattr(relay.Relay, "_read", noted)
+    provided: asyncio.Queue[bytes] = asyncio.Queue()
+    async with service(streams(queued(provided))) as provider, gateway(models(openai(provider.url))) as node:
+        response, received = await one_by_one(node, provided, *EVENTS[:4], EVENTS[4] + EVENTS[5])
+        provided.put_nowait(b"")
+        assert await response.read() == b""
+        await response.close()
+        await node.ended(1)
+
+    assert received == [*EVENTS[:4], EVENTS[5]]
+    assert woken == [EVENTS[0], EVENTS[5]]
+    (event,) = node.events
+    (call,) = event.llm_calls
+    assert (call.prompt_tokens, call.completion_tokens, call.token_source) == (21, 7, "provider")
+    assert event.outcome == "complete"
+    assert event.response_size > sum(map(len, received))
+
+
+async def test_what_goes_wrong_with_a_chunk_that_passes_by_goes_wrong_for_its_reader(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = OpenAiStream.feed
+
+    def feed(stream: OpenAiStream, data: bytes) -> Any:
+        if data == EVENTS[1]:
+            raise ZeroDivisionError
+        return read(stream, data)
+
+    monkeypatch.setattr(OpenAiStream, "feed", feed)
+    provided: asyncio.Queue[bytes] = asyncio.Queue()
+    async with service(streams(queued(provided))) as provider, gateway(models(openai(provider.url))) as node:
+        response, received = await one_by_one(node, provided, EVENTS[0])
+        provided.put_nowait(EVENTS[1])
+        assert await read_until_broken(response) == b""
+        await node.ended(1)
+        provided.put_nowait(b"")
+
+    assert received == [EVENTS[0]]
+    assert node.events[0].outcome == "gateway_abort"
+    assert "a response's body broke" in caplog.text
 
 
 async def test_the_connection_to_the_provider_is_used_again_after_a_stream() -> None:

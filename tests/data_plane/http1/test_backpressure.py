@@ -144,6 +144,39 @@ async def test_a_response_is_read_no_faster_than_it_is_wanted(upstream: Any, mak
     await response.close()
 
 
+async def test_what_pours_from_upstream_to_client_goes_no_faster_than_the_client_takes(
+    serve: Serve, upstream: Any, make_client: Make
+) -> None:
+    sent = 0
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(MANY):
+            writer.write(b"%x\r\n%b\r\n" % (len(PIECE), PIECE))
+            await writer.drain()
+            sent += 1
+        writer.write(b"0\r\n\r\n")
+
+    server = await upstream(play)
+    client = make_client()
+
+    async def proxy(request: Request) -> Response:
+        response = await client.send(server.origin, get(), Timeouts(1, 1, 5))
+        answer = Response(200, None, response.body)
+        answer.on_close(response.close)
+        return answer
+
+    gateway = await serve(proxy)
+    async with await gateway.connect(limit=1000) as peer:
+        await peer.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert await settled(lambda: sent) < BOUND
+        _, _, body = await peer.receive()
+        assert body == PIECE * MANY
+        assert (await gateway.outcome()).outcome == "complete"
+
+
 async def test_an_upload_is_written_no_faster_than_it_is_taken(upstream: Any, make_client: Make) -> None:
     go = asyncio.Event()
     taken = 0

@@ -163,3 +163,81 @@ async def test_two_readers_at_once_are_a_mistake_that_shows() -> None:
         await anext(aiter(incoming))
     incoming.finish()
     assert await task == b""
+
+
+class Sink:
+    """An outlet that notes what it was given, and takes `most` pieces."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.written: list[bytes] = []
+        self.most = most
+
+    @property
+    def is_open(self) -> bool:
+        return len(self.written) < self.most
+
+    def write(self, piece: bytes) -> None:
+        self.written.append(piece)
+
+
+async def test_a_reader_that_pours_sleeps_through_all_that_its_outlet_takes() -> None:
+    incoming, flow = body()
+    sink = Sink()
+    incoming.pour(sink)
+    task = asyncio.ensure_future(anext(incoming))
+    await waiting(task, flow)
+    for piece in (b"a", b"b"):
+        incoming.feed(piece)
+        await asyncio.sleep(0)
+    assert (sink.written, task.done(), incoming.received) == ([b"a", b"b"], False, 2)
+    incoming.finish()
+    with pytest.raises(StopAsyncIteration):
+        await task
+
+
+async def test_an_outlet_that_closes_wakes_the_reader_with_what_it_did_not_take() -> None:
+    incoming, flow = body()
+    sink = Sink(most=1)
+    incoming.pour(sink)
+    task = asyncio.ensure_future(anext(incoming))
+    await waiting(task, flow)
+    for piece in (b"a", b"b", b"c"):
+        incoming.feed(piece)
+    assert (await task, sink.written) == (b"bc", [b"a"])
+
+
+async def test_pouring_ends_with_the_wait() -> None:
+    incoming, flow = body()
+    sink = Sink()
+    incoming.pour(sink)
+    task = asyncio.ensure_future(anext(incoming))
+    await waiting(task, flow)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    incoming.feed(b"a")
+    assert (await anext(incoming), sink.written) == (b"a", [])
+
+
+async def test_a_sender_is_held_when_the_outlet_is_closed() -> None:
+    incoming, flow = body()
+    incoming.pour(Sink(most=0))
+    task = asyncio.ensure_future(anext(incoming))
+    await waiting(task, flow)
+    incoming.feed(b"x" * (HIGH_WATER + 1))
+    assert flow.calls[-1] == "hold"
+    assert len(await task) == HIGH_WATER + 1
+
+
+async def test_a_body_that_was_poured_is_not_there_to_be_read_whole() -> None:
+    incoming, flow = body()
+    incoming.pour(Sink())
+    task = asyncio.ensure_future(anext(incoming))
+    await waiting(task, flow)
+    incoming.feed(b"a")
+    incoming.fail(ClientDisconnected())
+    with pytest.raises(ClientDisconnected):
+        await task
+    assert incoming.arrived() is None
+    with pytest.raises(RuntimeError, match="already taken in pieces"):
+        await incoming.read()
