@@ -71,7 +71,7 @@ class Relay:
                 return frames
         if self._pending_error is not None:
             raise self._pending_error
-        if self._decoder.done:
+        if self._decoder.done and not getattr(self._pieces, "ended", False):
             await self._await_end()
         raise StopAsyncIteration
 

@@ -28,7 +28,8 @@ def of_version(number: int) -> str:
 def of_negative_serial() -> str:
     der = ssl.PEM_cert_to_DER_cert(key_pair().cert)
     start = der.index(_VERSION) + len(_VERSION) + 2
-    return ssl.DER_cert_to_PEM_cert(der[:start] + bytes([der[start] | 0x80]) + der[start + 1 :])
+    # Not 0xFF: with some second bytes that would be one byte more than DER allows, and no certificate at all.
+    return ssl.DER_cert_to_PEM_cert(der[:start] + b"\x80" + der[start + 1 :])
 
 
 def for_one_library_only() -> str:
