@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 from data_plane.errors import InvalidResponse, UpstreamError, UpstreamTimeout
+from data_plane.http1.coalescing import CoalescingTransport
 from data_plane.http1.express import Ride
 from data_plane.http1.framing import LAST_CHUNK, chunk
 from data_plane.http1.limits import ClientLimits, Timeouts
@@ -147,7 +148,8 @@ class ClientConnection(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # Which uvloop's is in all but name.
+        # Which uvloop's is in all but name.
+        self._transport = CoalescingTransport(cast(asyncio.Transport, transport))
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

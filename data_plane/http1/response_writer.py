@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data_plane.errors import ClientDisconnected, UpstreamError
+from data_plane.http1.coalescing import CoalescingTransport
 from data_plane.http1.framing import BY_LENGTH, CHUNKED, LAST_CHUNK, UNTIL_CLOSE, ResponseHead, chunk
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class ResponseWriter:
 
     __slots__ = ("_transport", "_unwritten", "blocked")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: CoalescingTransport) -> None:
         self._transport = transport
         self._unwritten = 0
         self.blocked: asyncio.Future[None] | None = None

@@ -19,6 +19,7 @@ from collections import deque
 from typing import Any, Protocol, cast
 
 from data_plane.errors import ClientDisconnected, GatewayError, InternalError, RequestTimeout
+from data_plane.http1.coalescing import CoalescingTransport
 from data_plane.http1.express import MAX_BODY, Ride
 from data_plane.http1.familiar import Familiar
 from data_plane.http1.framing import CONTINUE, NO_BODY, InvalidHeader, response_head
@@ -107,7 +108,8 @@ class ServerConnection(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # Which uvloop's is in all but name.
+        # Which uvloop's is in all but name.
+        self._transport = CoalescingTransport(cast(asyncio.Transport, transport))
         self._writer = ResponseWriter(self._transport)
         self._siblings.add(self)
         sock = transport.get_extra_info("socket")
@@ -143,6 +145,7 @@ class ServerConnection(asyncio.Protocol):
         self._eof = True
         self._break_body()
         if not self._is_answering or self._lingering or self._limits.half_close_is_leaving:
+            self._transport.flush()
             self._cancel()
             return False
         return True
