@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, cast
 
 from data_plane.analytics import event_of, own_fields, shared_fields
 from data_plane.exchange import Departure, Exchange, QuickUpstream, new_id
-from data_plane.http1.express import MAX_BODY, Line, Platform, Ride
+from data_plane.http1.express import MAX_BODY, Line, Ride, Steps
 from data_plane.http1.familiar import Familiar
 from data_plane.http1.framing import METHODS_WITH_BODY, NO_BODY, InvalidHeader, response_head
 from data_plane.http1.response_writer import Sent
@@ -26,6 +26,7 @@ from data_plane.messages import Headers, Response
 from data_plane.upstream import ServiceUpstream, Template, proxied
 
 if TYPE_CHECKING:
+    from data_plane.chain import Bound, Plan
     from data_plane.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -83,68 +84,75 @@ class ServiceLine(_Line):
         self._shared: dict[int, bytes] = {}
         """By status: what the events of exchanges that ended well have in common."""
 
-    def board(self, platform: Platform, familiar: Familiar, body: bytes) -> Ride | None:
-        received = time.monotonic()
-        if not self._holds(familiar):
-            return None
+    def board(self, ride: Ride) -> Steps:
+        if not self._holds(ride.familiar):
+            return
         pool = self._pool
         behind = None if pool is None else pool.take()
         if behind is None:
             self._pool = self._service.pool()
-            return None
-        ride = Ride(self, platform, behind, familiar, body)
+            return
+        body = ride.body
         ride.runtime = runtime = self._pipeline.runtime
         runtime.exchanges += 1
         ride.id = new_id()
         ride.started_at = time.time()
-        ride.received = received
         if self._has_length:
             data = b"%b%b%b%d\r\n\r\n%b" % (self._before, ride.id.encode(), self._after, len(body), body)
         else:
             data = b"%b%b%b" % (self._before, ride.id.encode(), self._after)
+        yield
         ride.sent_at = time.monotonic()
-        behind.carry(ride, self._method, data, self._service.timeouts)
-        return ride
+        ride.begin(behind, self._method, data, self._service.timeouts)
 
-    def arrive_again(self, ride: Ride, familiar: Familiar, body: bytes) -> bool:
+    def arrive(self, ride: Ride) -> Steps:
+        if ride.platform.is_draining:
+            return
+        again = ride.answered_with
+        if again is None:
+            response = ride.response()
+            status, data = response.status, self._written(ride, response)
+        else:
+            status, data = again[0].meaning, self._written_again(ride, *again)
+        if data is None:
+            return
+        ride.platform.deliver(data)
+        ride.has_arrived = True
+        yield
+        self._report(ride, status, ride.first_byte, len(data))
+
+    def _written_again(self, ride: Ride, familiar: Familiar, body: bytes) -> bytes | None:
+        """The answer for the client; None where the ordinary way must see to it."""
         onward = familiar.onward
         if onward is None:
             onward = familiar.onward = _onward(familiar)
-        platform = ride.platform
-        if not onward or platform.is_draining or len(body) > MAX_BODY:
-            return False
-        first_byte = time.monotonic()
+        if not onward or len(body) > MAX_BODY:
+            return None
         before, after = onward
-        data = _ANSWER % (
+        return _ANSWER % (
             before,
             b"",
-            (first_byte - ride.sent_at) * 1000,
+            (ride.first_byte - ride.sent_at) * 1000,
             (ride.sent_at - ride.received) * 1000,
             ride.id.encode(),
             after,
             len(body),
             body,
         )
-        platform.deliver(data)
-        self._report(ride, familiar.meaning, first_byte, len(data))
-        return True
 
-    def arrive(self, ride: Ride, response: Response) -> bool:
-        platform, body = ride.platform, response.body
-        if platform.is_draining or not isinstance(body, bytes) or len(body) > MAX_BODY:
-            return False
-        first_byte = time.monotonic()
+    def _written(self, ride: Ride, response: Response) -> bytes | None:
+        """The same for an answer whose head is new."""
+        body = response.body
+        if not isinstance(body, bytes) or len(body) > MAX_BODY:
+            return None
         fields = proxied(response.headers.raw)
-        fields += latencies(first_byte - ride.sent_at, ride.sent_at - ride.received, ride.id)
+        fields += latencies(ride.first_byte - ride.sent_at, ride.sent_at - ride.received, ride.id)
         answer = Response(response.status, Headers(fields), body, source="upstream", reason=response.reason)
         try:
             head = response_head(answer, self._method, False, True)
         except InvalidHeader:
-            return False
-        data = head.data if head.framing == NO_BODY else head.data + body
-        platform.deliver(data)
-        self._report(ride, response.status, first_byte, len(data))
-        return True
+            return None
+        return head.data if head.framing == NO_BODY else head.data + body
 
     def abandon(self, ride: Ride) -> None:
         ride.drop()
@@ -196,25 +204,29 @@ class ChainLine(_Line):
         self._shared = b""
         """Of the last event: what others like it have in common with it."""
 
-    def board(self, platform: Platform, familiar: Familiar, body: bytes) -> Ride | None:
-        if not self._holds(familiar):
-            return None
-        exchange = self._exchange(platform, familiar, body)
+    def board(self, ride: Ride) -> Steps:
+        if not self._holds(ride.familiar):
+            return
+        exchange = ride.exchange = self._exchange(ride)
+        yield
+        departure: Departure | None = None
         try:
-            departure = self._depart(exchange)
+            for bound in self._bounds(exchange):
+                if bound.prelude is None or not bound.prelude(exchange):
+                    break
+                yield
+            else:
+                depart = getattr(exchange.upstream, "depart", None)
+                departure = None if depart is None else depart(exchange)
         except Exception:
             departure = None  # The ordinary way will meet the same, and answer.
         if departure is None:
-            self._strike(familiar)
-            return None
-        behind, method, data, timeouts = departure
-        ride = Ride(self, platform, behind, familiar, body)
-        ride.exchange = exchange
+            return self._strike(ride.familiar)
+        yield
         exchange.runtime.exchanges += 1
         marks = exchange.marks
         marks.first_attempt = marks.upstream_started = time.monotonic()
-        behind.carry(ride, method, data, timeouts)
-        return ride
+        ride.begin(*departure)
 
     def derailed(self, ride: Ride) -> None:
         exchange: Exchange = ride.exchange
@@ -223,9 +235,10 @@ class ChainLine(_Line):
         ride.received, ride.sent_at = marks.received, marks.first_attempt or 0.0
         super().derailed(ride)
 
-    def _exchange(self, platform: Platform, familiar: Familiar, body: bytes) -> Exchange:
+    def _exchange(self, ride: Ride) -> Exchange:
         runtime = self._pipeline.runtime
-        exchange = Exchange(platform.request_of(familiar, body), runtime)
+        exchange = Exchange(ride.platform.request_of(ride.familiar, ride.body), runtime)
+        exchange.marks.received = ride.received
         if self._trusted:
             exchange.trusted, exchange.client_ip, exchange.scheme = True, self._client_ip, self._scheme
         exchange.match = self._match
@@ -235,41 +248,28 @@ class ChainLine(_Line):
         exchange.upstream = plan.upstream
         return exchange
 
-    def _depart(self, exchange: Exchange) -> Departure | None:
+    def _bounds(self, exchange: Exchange) -> Iterable[Bound]:
         plan = exchange.plan
         assert plan is not None
         if plan.everybodys is None:
-            for slot in plan.slots:
-                bound = slot.choose(exchange)
-                if bound is not None:
-                    exchange.plugins.append(bound)
-                    if bound.prelude is None or not bound.prelude(exchange):
-                        return None
-        else:
-            exchange.plugins = plan.everybodys.copy()
-            for bound in plan.everybodys:
-                if bound.prelude is None or not bound.prelude(exchange):
-                    return None
-        depart = getattr(exchange.upstream, "depart", None)
-        return None if depart is None else depart(exchange)
+            return _chosen(plan, exchange)
+        exchange.plugins = plan.everybodys.copy()
+        return plan.everybodys
 
-    def arrive_again(self, ride: Ride, familiar: Familiar, body: bytes) -> bool:
-        headers = familiar.head.headers(str(len(body)))
-        return self.arrive(ride, Response(familiar.meaning, headers, body, source="upstream"))
-
-    def arrive(self, ride: Ride, response: Response) -> bool:
-        platform, body = ride.platform, response.body
-        if platform.is_draining or not isinstance(body, bytes) or len(body) > MAX_BODY:
-            return False
+    def arrive(self, ride: Ride) -> Steps:
+        platform, response = ride.platform, ride.response()
+        if platform.is_draining or not isinstance(response.body, bytes) or len(response.body) > MAX_BODY:
+            return
         exchange: Exchange = ride.exchange
         marks = exchange.marks
-        marks.first_byte = marks.upstream_done = time.monotonic()
+        marks.first_byte = marks.upstream_done = ride.first_byte
         try:
             answer = cast(QuickUpstream, exchange.upstream).land(exchange, response)
         except Exception:
-            return False  # The ordinary way will meet the same, and answer.
+            return  # The ordinary way will meet the same, and answer.
         if answer is None or not isinstance(answer.body, bytes):
-            return False
+            return
+        yield
         exchange.response = answer
         plan = exchange.plan
         is_logged = plan is not None and bool(plan.log_slots)
@@ -278,15 +278,16 @@ class ChainLine(_Line):
             write = self._written_anew if is_logged else self._written
             data = write(exchange, answer, answer.body)
         except InvalidHeader:
-            return False
+            return
         self._strikes = 0
         platform.deliver(data)
+        ride.has_arrived = True
+        yield
         sent = Sent(True, len(data), "complete")
         if is_logged:
             self._pipeline.finished(exchange, answer, sent)
         else:
             self._report(exchange, answer, sent)
-        return True
 
     def _report(self, exchange: Exchange, answer: Response, sent: Sent) -> None:
         """What `Pipeline.finished` does, where nobody else is to hear of it."""
@@ -351,6 +352,15 @@ def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Line
         return None
     template = service.template(exchange, head)
     return None if template is None else ServiceLine(pipeline, exchange, service, template)
+
+
+def _chosen(plan: Plan, exchange: Exchange) -> Iterator[Bound]:
+    """The plugins in their order: which one of a name it is may depend on what those before it found out."""
+    for slot in plan.slots:
+        bound = slot.choose(exchange)
+        if bound is not None:
+            exchange.plugins.append(bound)
+            yield bound
 
 
 def _plain_lines(fields: Sequence[tuple[str, str]]) -> bytes | None:

@@ -22,6 +22,7 @@ from data_plane.http1.express import Ride
 from data_plane.http1.framing import LAST_CHUNK, chunk
 from data_plane.http1.limits import ClientLimits, Timeouts
 from data_plane.http1.response_reader import ProtocolFault, ResponseReader
+from data_plane.http1.turn import turn_of
 from data_plane.http1.watchdog import Watchdog
 from data_plane.messages import Body, Response
 
@@ -50,6 +51,7 @@ class ClientConnection(asyncio.Protocol):
         self._keep = keep
         self._forget = forget
         self._loop = asyncio.get_running_loop()
+        self._turn = turn_of(self._loop)
         self._watchdog = Watchdog(self._loop, self._expired)
         self._reader = ResponseReader(limits, self)
         self._timeouts = Timeouts()
@@ -63,6 +65,8 @@ class ClientConnection(asyncio.Protocol):
         self._served = 0
         self._started = 0.0
         self._busy = False
+        self._is_landing = False
+        """The answer to the ride is here, and waits for its turn."""
         self._lost = False
 
     @property
@@ -105,6 +109,15 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(data)
         if self._writable is None:
             self._started = self._watchdog.set(timeouts.read)
+
+    def landed(self, ride: Ride) -> None:
+        """What could be done to deliver a ride's answer is done; where that was not enough it derails."""
+        self._is_landing = False
+        if ride.has_arrived:
+            self._ride = None
+        else:
+            self._give(ride.response(), self._derail(ride))
+        self._release()
 
     def drop(self, ride: Ride) -> None:
         """Break off: nobody waits for this ride's answer. If it has come already, the connection may be another's."""
@@ -155,7 +168,7 @@ class ClientConnection(asyncio.Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        if not self._busy or (self._waiter is not None and self._waiter.done()):
+        if not self._busy or self._is_landing or (self._waiter is not None and self._waiter.done()):
             # Nobody asked (a farewell, or a stream out of step), or whoever did has just ceased to wait.
             self._transport.abort()
             return
@@ -164,12 +177,10 @@ class ClientConnection(asyncio.Protocol):
         if ride is not None:
             recalled = reader.recall(data)
             if recalled is not None:
-                self._ride = None
-                if ride.line.arrive_again(ride, *recalled):
-                    self._release()
-                    return
-                self._ride = ride
-                reader.unread()
+                ride.came_again(recalled)
+                self._is_landing = True
+                self._turn.arrive(ride)
+                return
         try:
             reader.feed(data)
         except ProtocolFault as fault:
@@ -179,7 +190,9 @@ class ClientConnection(asyncio.Protocol):
             self._arrives(ride)
         else:
             self._hand_over()
-        if reader.complete:
+        if self._is_landing:
+            pass  # `landed` goes on.
+        elif reader.complete:
             self._release()
         elif self._writable is None:
             self._watchdog.set(self._timeouts.read)
@@ -266,10 +279,12 @@ class ClientConnection(asyncio.Protocol):
         response = self._reader.take_response()
         if response is None:
             return
-        self._ride = None
-        if self._reader.complete and ride.line.arrive(ride, response):
-            return
-        self._give(response, self._derail(ride))
+        if self._reader.complete:
+            ride.came(response)
+            self._is_landing = True
+            self._turn.arrive(ride)
+        else:
+            self._give(response, self._derail(ride))
 
     def _derail(self, ride: Ride) -> asyncio.Future[Response]:
         """Someone must wait for this answer in the ordinary way."""
@@ -347,7 +362,7 @@ class ClientConnection(asyncio.Protocol):
         return stale
 
     def _fail(self, error: Exception) -> None:
-        if not self._busy:
+        if not self._busy or self._is_landing:
             return
         if self._ride is not None:
             self._derail(self._ride)

@@ -132,10 +132,6 @@ class ResponseReader:
         self.began = self.complete = self.keep_alive = True
         return familiar, body
 
-    def unread(self) -> None:
-        """Forget what `recall` found: the same bytes will be fed."""
-        self.began = self.complete = False
-
     def _read_whole(self, data: bytes) -> bool:
         """Read an answer that is all here and plain; says whether it was one."""
         recalled = self.recall(data)

@@ -26,6 +26,7 @@ from data_plane.http1.framing import CONTINUE, NO_BODY, InvalidHeader, response_
 from data_plane.http1.limits import ServerLimits
 from data_plane.http1.request_reader import Arrival, Refused, RequestReader
 from data_plane.http1.response_writer import ResponseWriter, Sent
+from data_plane.http1.turn import turn_of
 from data_plane.http1.watchdog import Watchdog
 from data_plane.messages import Request, Response
 
@@ -54,6 +55,7 @@ class ServerConnection(asyncio.Protocol):
         self._max_express_body = min(MAX_BODY, limits.max_body_size or MAX_BODY)
         self._siblings = siblings
         self._loop = asyncio.get_running_loop()
+        self._turn = turn_of(self._loop)
         self._watchdog = Watchdog(self._loop, self._expired)
         self._queue: deque[Arrival | Refused] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -188,8 +190,9 @@ class ServerConnection(asyncio.Protocol):
         body = familiar.rest_of(data)
         if body is None or len(body) > self._max_express_body:
             return False
-        ride = self._ride = familiar.line.board(self, familiar, body)
-        return ride is not None
+        ride = self._ride = Ride(familiar.line, self, familiar, body)
+        self._turn.board(ride)
+        return True
 
     def deliver(self, data: bytes) -> None:
         self._ride = None
@@ -202,7 +205,10 @@ class ServerConnection(asyncio.Protocol):
 
     def derail(self, ride: Ride) -> None:
         arrival = self.request_of(ride.familiar, ride.body)
-        arrival.ride = ride
+        if ride.behind is None:
+            self._ride = None
+        else:
+            arrival.ride = ride
         self._queue.appendleft(arrival)
         self._wake()
 
@@ -273,7 +279,7 @@ class ServerConnection(asyncio.Protocol):
         self._queue.clear()
         ride, self._ride = self._ride, None
         if ride is not None:
-            ride.line.abandon(ride)
+            ride.leave()
         if self._task is not None:
             self._task.cancel()
 

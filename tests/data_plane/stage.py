@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from data_plane.express import ChainLine, ServiceLine
-from data_plane.http1.express import Line
+from data_plane.http1.express import Line, Ride, Steps
+from data_plane.http1.turn import turn_of
 from tests.data_plane.builders import Gateway, document, gateway
 from tests.data_plane.http1.peers import PATIENCE, Peer, Upstream, read_request
 
@@ -42,6 +43,11 @@ def post(body: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join((b"POST /a HTTP/1.1", b"Host: h", *fields, length, b"", body))
 
 
+def end_turn() -> None:
+    """Do at once what waits for the end of the loop's present turn."""
+    turn_of(asyncio.get_running_loop())._do()
+
+
 def impersonal(data: bytes) -> bytes:
     """Bytes without what differs from exchange to exchange."""
     return _OWN.sub(b"*", data)
@@ -52,36 +58,30 @@ class Rides:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.boarded = self.arrived = self.derailed = self.abandoned = 0
-        self._watch(patch, ServiceLine, ServiceLine.arrive, ServiceLine.arrive_again)
-        self._watch(patch, ChainLine, ChainLine.arrive)  # Where its other way to arrive leads.
+        for kind in (ServiceLine, ChainLine):
+            self._watch(patch, kind)
 
-    def _watch(self, patch: pytest.MonkeyPatch, kind: type[Line], *ways: Callable[..., bool]) -> None:
-        board, derailed, abandon = kind.board, kind.derailed, kind.abandon
+    def _watch(self, patch: pytest.MonkeyPatch, kind: type[Line]) -> None:
+        board, arrive, derailed, abandon = kind.board, kind.arrive, kind.derailed, kind.abandon
 
-        def count_board(line: Line, *arguments: Any) -> Any:
-            ride = board(line, *arguments)
-            self.boarded += ride is not None
-            return ride
+        def count_board(line: Line, ride: Ride) -> Steps:
+            yield from board(line, ride)
+            self.boarded += ride.behind is not None
 
-        def counting(arrive: Callable[..., bool]) -> Callable[..., bool]:
-            def count_arrive(line: Line, *arguments: Any) -> bool:
-                arrived = arrive(line, *arguments)
-                self.arrived += arrived
-                return arrived
+        def count_arrive(line: Line, ride: Ride) -> Steps:
+            yield from arrive(line, ride)
+            self.arrived += ride.has_arrived
 
-            return count_arrive
-
-        def count_derailed(line: Line, *arguments: Any) -> None:
+        def count_derailed(line: Line, ride: Ride) -> None:
             self.derailed += 1
-            derailed(line, *arguments)
+            derailed(line, ride)
 
-        def count_abandon(line: Line, *arguments: Any) -> None:
+        def count_abandon(line: Line, ride: Ride) -> None:
             self.abandoned += 1
-            abandon(line, *arguments)
+            abandon(line, ride)
 
         patch.setattr(kind, "board", count_board)
-        for arrive in ways:
-            patch.setattr(kind, arrive.__name__, counting(arrive))
+        patch.setattr(kind, "arrive", count_arrive)
         patch.setattr(kind, "derailed", count_derailed)
         patch.setattr(kind, "abandon", count_abandon)
 

@@ -25,7 +25,7 @@ from data_plane.plugins.ai_prompt_decorator import AiPromptDecorator
 from tests.data_plane.ai.gateways import EVENTS, bedrock, openai
 from tests.data_plane.builders import document, gateway
 from tests.data_plane.http1.peers import Peer, Upstream, read_request
-from tests.data_plane.stage import Asked, Rides, Stage, stage
+from tests.data_plane.stage import Asked, Rides, Stage, end_turn, stage
 from tests.data_plane.test_express import Setting, Talk, Unreliable, compare, impersonal_event, run, until
 from tests.gateway_schema.datakit_lists import APPLIED
 
@@ -841,6 +841,7 @@ class TestTheClientLeaves:
             ride = server._ride
             assert ride is not None
             ride.behind.data_received(said)
+            end_turn()
             server.connection_lost(None)
             if said[9:12] == b"200":  # Else it is whole, and the connection good for others.
                 await heard.broken()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_plane.http1 import coalescing
+from data_plane.http1 import coalescing, turn
 from data_plane.http1.coalescing import CoalescingTransport
 from data_plane.http1.server_connection import ServerConnection
 from tests.data_plane.http1.peers import Peer
@@ -85,15 +85,15 @@ async def test_connections_are_written_to_in_their_order_and_before_what_is_call
 
 async def test_no_more_than_so_many_wait() -> None:
     log: list[Any] = []
-    transports = [coalesced(Recorder(str(number), log)) for number in range(coalescing._MOST + 1)]
+    transports = [coalesced(Recorder(str(number), log)) for number in range(turn._MOST + 1)]
     for transport in transports[:-1]:
         assert log == []
         transport.write(b"x")
-    assert len(log) == coalescing._MOST
+    assert len(log) == turn._MOST
     transports[-1].write(b"x")
-    assert len(log) == coalescing._MOST
+    assert len(log) == turn._MOST
     await next_turn()
-    assert len(log) == coalescing._MOST + 1
+    assert len(log) == turn._MOST + 1
 
 
 async def test_what_is_large_goes_at_once_behind_what_waits() -> None:

@@ -13,7 +13,7 @@ from data_plane.http1.client_connection import ClientConnection
 from data_plane.http1.express import MAX_BODY
 from data_plane.http1.server_connection import ServerConnection
 from tests.data_plane.http1.peers import PATIENCE, Peer
-from tests.data_plane.stage import GET, OK, WARM, Asked, Rides, Stage, impersonal, post, stage
+from tests.data_plane.stage import GET, OK, WARM, Asked, Rides, Stage, end_turn, impersonal, post, stage
 
 LARGE = 30_000
 """Bytes of a body that still rides."""
@@ -92,8 +92,7 @@ class TestTheServiceMisbehaves:
             client = await play.warm()
             asked = await riding(play, client)
             (server,) = riders(play)
-            assert server._ride is not None
-            reader = server._ride.behind._reader
+            reader = behind_of(server)._reader
             asked.say(OK[:cut])
             await until(lambda: reader.began)
             asked.say(OK[cut:])
@@ -126,6 +125,34 @@ class TestTheServiceMisbehaves:
             assert outcomes(play) == [(status, "complete", "")]
             assert rides.all == ((1, 0, 1, 0) if len(body) > MAX_BODY else (1, 1, 0, 0))
             assert (await again(play, client))[::2] == (200, b"ok")
+
+    @pytest.mark.parametrize("said", [OK, answer(b"ok", b"X: y")])
+    async def test_bytes_behind_an_answer_that_waits_for_its_turn_end_its_connection_only(
+        self, rides: Rides, said: bytes
+    ) -> None:
+        async with stage() as play:
+            client = await play.warm()
+            asked = await riding(play, client)
+            (server,) = riders(play)
+            behind = behind_of(server)
+            behind.data_received(said)
+            behind.data_received(OK)
+            assert (await client.receive())[::2] == (200, b"ok")
+            await asked.broken()
+            assert outcomes(play) == [DONE]
+            assert (await again(play, client))[::2] == (200, b"ok")
+
+    async def test_no_deadline_runs_for_an_answer_that_waits_for_its_turn(self, rides: Rides) -> None:
+        async with stage() as play:
+            client = await play.warm()
+            await riding(play, client)
+            (server,) = riders(play)
+            behind = behind_of(server)
+            behind.data_received(OK)
+            behind._expired()
+            assert (await client.receive())[::2] == (200, b"ok")
+            assert outcomes(play) == [DONE]
+            assert rides.all == (1, 1, 0, 0)
 
     async def test_a_stream_comes_piece_by_piece(self, rides: Rides) -> None:
         async with stage() as play:
@@ -270,6 +297,13 @@ class TestTheServiceMisbehaves:
             assert rides.boarded == 1
 
 
+def behind_of(server: ServerConnection) -> ClientConnection:
+    """What a client's ride goes over."""
+    assert server._ride is not None
+    assert server._ride.behind is not None
+    return server._ride.behind
+
+
 async def until(condition: Any) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 (nobody announces it)
@@ -310,11 +344,11 @@ class TestTheClientMisbehaves:
             servers = {c.peer[1]: c for c in play.node.worker._server._connections if c.peer[1] in connections}
             first = servers[one.writer.get_extra_info("sockname")[1]]
             second = servers[two.writer.get_extra_info("sockname")[1]]
-            assert first._ride is not None
-            behind: ClientConnection = first._ride.behind
-            behind.data_received(answer(b"x" * 40_000))
+            behind_of(first).data_received(answer(b"x" * 40_000))
+            end_turn()
             assert rides.derailed == 1
             second.data_received(GET)
+            end_turn()
             assert rides.boarded == 2
             first.eof_received()
             assert (await play.asked()).data != asked.data
@@ -339,15 +373,39 @@ class TestTheClientMisbehaves:
             client = await play.warm()
             asked = await riding(play, client)
             (server,) = riders(play)
-            assert server._ride is not None
             server.is_draining = True  # so that even a plain answer derails
-            server._ride.behind.data_received(said)
+            behind_of(server).data_received(said)
+            end_turn()
             server.eof_received()
             if said != OK:
                 await asked.broken()
             await settled(play)
             assert outcomes(play) == [LEFT]
             assert rides.all == (1, 0, 1, 1)
+
+    async def test_one_that_leaves_before_its_ride_begins(self, rides: Rides) -> None:
+        async with stage() as play:
+            await play.warm()
+            (server,) = servers(play)
+            asked = len(play.requests)
+            server.data_received(GET)
+            server.eof_received()
+            end_turn()
+            await settled(play)
+            assert (len(play.requests), outcomes(play)) == (asked, [])
+            assert rides.all == (0, 0, 0, 0)
+
+    async def test_one_that_leaves_before_its_answer_is_looked_at(self, rides: Rides) -> None:
+        async with stage() as play:
+            client = await play.warm()
+            asked = await riding(play, client)
+            (server,) = riders(play)
+            behind_of(server).data_received(OK)
+            server.eof_received()
+            await asked.broken()
+            await settled(play)
+            assert outcomes(play) == [LEFT]
+            assert rides.all == (1, 0, 0, 1)
 
     async def test_half_closing_is_leaving(self, rides: Rides) -> None:
         async with stage() as play:
