@@ -24,9 +24,19 @@ class Deadlines:
     def within(self, seconds: float) -> _Block:
         return _Block(self, seconds)
 
-    def begin(self, block: _Block, due: float, loop: asyncio.AbstractEventLoop) -> None:
-        if loop is not self._loop:
+    def under_way(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Task[object]]:
+        """The loop and the task that are running. Which loop that is is asked only where it is not the last one: up to
+        Python 3.11 the answer costs a system call."""
+        loop = self._loop
+        task = None if loop is None else asyncio.current_task(loop)
+        if loop is None or task is None:
+            loop = asyncio.get_running_loop()
+            task = asyncio.current_task(loop)
+            assert task is not None, "a deadline outside of a task"
             self._loop, self._armed_for, self.running = loop, inf, {}
+        return loop, task
+
+    def begin(self, block: _Block, due: float) -> None:
         self.running[block] = None
         if due < self._armed_for:
             self._arm(due)
@@ -58,13 +68,11 @@ class _Block:
         self._expired = False
 
     def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None, "a deadline outside of a task"
+        loop, task = self._deadlines.under_way()
         self._task: asyncio.Task[object] = task
         self._cancelling = task.cancelling()
         self.due: float = loop.time() + self._seconds
-        self._deadlines.begin(self, self.due, loop)
+        self._deadlines.begin(self, self.due)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if not self._expired:

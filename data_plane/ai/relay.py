@@ -53,7 +53,6 @@ class Relay:
         self._is_over = False
         self._pending_error: UpstreamError | None = None
         self._settling: asyncio.Task[None] | None = None
-        self._tap = getattr(self._pieces, "tap", None)
         self._outlet: Outlet | None = None
         self._ahead: bytes | Exception | None = None
         """Of what was poured, what is left to the reader: frames to write, or what went wrong."""
@@ -87,9 +86,10 @@ class Relay:
 
     def pour(self, outlet: Outlet) -> None:
         """See `IncomingBody.pour`: chunks go to `outlet` while the next frames are waited for, until the last."""
-        if self._tap is not None and not self._is_over:
+        tap = getattr(self._pieces, "tap", None)
+        if tap is not None and not self._is_over:
             self._outlet = outlet
-            self._tap(self._take)
+            tap(self._take)
 
     def _take(self, data: bytes) -> bytes | None:
         outlet = self._outlet

@@ -177,7 +177,7 @@ class IncomingBody:
             outlet.write(piece)
             return None
 
-        self._tapped = take
+        self.tap(take)
 
     def _resume(self) -> None:
         if self._held:

@@ -8,7 +8,7 @@ Writes wait for the same moment: a write to a socket whose reader sleeps on anot
 writer more than the write, on a virtual machine some 10 µs. In a row they wake it once.
 
 Nothing waits for longer than the turn, and no more than `_MOST` of a kind wait for each other. One request alone pays a
-microsecond for this.
+few microseconds for this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _MOST: Final = 32
 """Rides, and writes, that wait at the most: it bounds the time until the first of them is done with."""
 _OVER: Final = object()
+"""What steps that are over give; others give None."""
 
 
 class Writes(Protocol):
@@ -37,9 +38,11 @@ class Writes(Protocol):
 class Turn:
     """One per event loop: `turn_of`."""
 
-    __slots__ = ("_arriving", "_boarding", "_is_called", "_writes")
+    __slots__ = ("_arriving", "_boarding", "_is_called", "_loop", "_writes")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        """Not what asyncio says is running: up to Python 3.11 each such question is a system call."""
         self._is_called = False
         self._arriving: list[Ride] = []
         self._boarding: list[Ride] = []
@@ -69,8 +72,10 @@ class Turn:
             self._write()
 
     def _call(self) -> None:
-        self._is_called = True
-        asyncio.get_running_loop().call_soon(self._end)
+        loop = self._loop()
+        if loop is not None:
+            self._is_called = True
+            loop.call_soon(self._end)
 
     def _end(self) -> None:
         try:
@@ -119,23 +124,19 @@ def _guarded(do: Callable[[Ride], None], ride: Ride) -> None:
         log.exception("a ride could not be ended")
 
 
-def in_step(all_steps: Iterable[Steps]) -> None:
+def in_step(going: list[Steps]) -> None:
     """Take the first step of each, then the second of each, and so on. One that raises is over, and logged."""
-    while all_steps:
-        going = []
-        for steps in all_steps:
-            try:
-                if next(steps, _OVER) is not _OVER:
-                    going.append(steps)
-            except Exception:
-                log.exception("a ride broke")
-        all_steps = going
+    while going:
+        try:
+            going = [steps for steps in going if next(steps, _OVER) is None]
+        except Exception:
+            log.exception("a ride broke")  # Those in front of it are a step ahead now, which harms nobody.
 
 
 def turn_of(loop: asyncio.AbstractEventLoop) -> Turn:
     turn = _turns.get(loop)
     if turn is None:
-        turn = _turns[loop] = Turn()
+        turn = _turns[loop] = Turn(loop)
     return turn
 
 

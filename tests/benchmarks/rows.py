@@ -23,7 +23,7 @@ class Row:
     met: bool | None = None
     """None where nothing is asked, or nothing could be measured."""
     runs: Sequence[float] = ()
-    """Every single measurement, in the row's own unit."""
+    """The measurements that count, in the row's own unit: those that were repeated are left out."""
     ratio: float | None = None
     """To the yardstick of the same run."""
     stolen: float | None = None

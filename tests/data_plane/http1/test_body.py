@@ -180,12 +180,18 @@ class Sink:
         self.written.append(piece)
 
 
-async def test_a_reader_that_pours_sleeps_through_all_that_its_outlet_takes() -> None:
+async def pouring(sink: Sink) -> tuple[IncomingBody, Flow, asyncio.Task[bytes]]:
+    """A body, its flow, and a task that waits for a piece while others go to `sink`."""
     incoming, flow = body()
-    sink = Sink()
     incoming.pour(sink)
     task = asyncio.ensure_future(anext(incoming))
     await waiting(task, flow)
+    return incoming, flow, task
+
+
+async def test_a_reader_that_pours_sleeps_through_all_that_its_outlet_takes() -> None:
+    sink = Sink()
+    incoming, _, task = await pouring(sink)
     for piece in (b"a", b"b"):
         incoming.feed(piece)
         await asyncio.sleep(0)
@@ -196,22 +202,16 @@ async def test_a_reader_that_pours_sleeps_through_all_that_its_outlet_takes() ->
 
 
 async def test_an_outlet_that_closes_wakes_the_reader_with_what_it_did_not_take() -> None:
-    incoming, flow = body()
     sink = Sink(most=1)
-    incoming.pour(sink)
-    task = asyncio.ensure_future(anext(incoming))
-    await waiting(task, flow)
+    incoming, _, task = await pouring(sink)
     for piece in (b"a", b"b", b"c"):
         incoming.feed(piece)
     assert (await task, sink.written) == (b"bc", [b"a"])
 
 
 async def test_pouring_ends_with_the_wait() -> None:
-    incoming, flow = body()
     sink = Sink()
-    incoming.pour(sink)
-    task = asyncio.ensure_future(anext(incoming))
-    await waiting(task, flow)
+    incoming, _, task = await pouring(sink)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -220,20 +220,14 @@ async def test_pouring_ends_with_the_wait() -> None:
 
 
 async def test_a_sender_is_held_when_the_outlet_is_closed() -> None:
-    incoming, flow = body()
-    incoming.pour(Sink(most=0))
-    task = asyncio.ensure_future(anext(incoming))
-    await waiting(task, flow)
+    incoming, flow, task = await pouring(Sink(most=0))
     incoming.feed(b"x" * (HIGH_WATER + 1))
     assert flow.calls[-1] == "hold"
     assert len(await task) == HIGH_WATER + 1
 
 
 async def test_a_body_that_was_poured_is_not_there_to_be_read_whole() -> None:
-    incoming, flow = body()
-    incoming.pour(Sink())
-    task = asyncio.ensure_future(anext(incoming))
-    await waiting(task, flow)
+    incoming, _, task = await pouring(Sink())
     incoming.feed(b"a")
     incoming.fail(ClientDisconnected())
     with pytest.raises(ClientDisconnected):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -67,7 +66,7 @@ async def test_steps_are_taken_together_when_the_turn_ends_answers_first() -> No
 
 async def test_who_has_left_meanwhile_is_passed_over() -> None:
     diary = Diary()
-    now = Turn()
+    now = Turn(asyncio.get_running_loop())
     for name in "abc":
         made = ride(diary, name)
         now.board(made)
@@ -79,7 +78,7 @@ async def test_who_has_left_meanwhile_is_passed_over() -> None:
 @pytest.mark.parametrize("kind", ["board", "arrive"])
 async def test_no_more_than_so_many_wait_for_each_other(kind: str) -> None:
     diary = Diary()
-    now = Turn()
+    now = Turn(asyncio.get_running_loop())
     make = ride if kind == "board" else arriving
     for number in range(turn._MOST):
         assert diary.entries == []
@@ -93,7 +92,7 @@ async def test_no_more_than_so_many_wait_for_each_other(kind: str) -> None:
 
 async def test_turns_follow_one_another() -> None:
     diary = Diary()
-    now = Turn()
+    now = Turn(asyncio.get_running_loop())
     for name in "abc":
         now.board(ride(diary, name))
         await asyncio.sleep(0)
@@ -106,7 +105,7 @@ async def test_a_fault_in_one_turn_stops_no_other(caplog: pytest.LogCaptureFixtu
             raise RuntimeError
 
     diary = Diary()
-    now = Turn()
+    now = Turn(asyncio.get_running_loop())
     now.board(ride(Faulty(), "a"))
     now.board(ride(diary, "b"))
     await asyncio.sleep(0)
@@ -118,15 +117,18 @@ async def test_a_fault_in_one_turn_stops_no_other(caplog: pytest.LogCaptureFixtu
 
 
 def test_steps_in_step(caplog: pytest.LogCaptureFixture) -> None:
-    taken: list[Any] = []
+    taken: list[tuple[str, int]] = []
 
-    def steps(name: str, count: int, *, breaks: bool = False) -> Steps:
+    def steps(name: str, count: int, fault: Exception | None = None) -> Steps:
         for number in range(count):
             taken.append((name, number))
             yield
-        if breaks:
-            raise RuntimeError("no way")
+        if fault is not None:
+            raise fault
 
-    in_step([steps("a", 3), steps("b", 1, breaks=True), steps("c", 2), steps("d", 0)])
+    in_step([steps("a", 3), steps("b", 1), steps("c", 2), steps("d", 0)])
     assert taken == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("c", 1), ("a", 2)]
+    taken.clear()
+    in_step([steps("a", 3), steps("b", 1, RuntimeError("no way")), steps("c", 2)])
+    assert sorted(taken) == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)]
     assert "no way" in caplog.text
