@@ -1,9 +1,10 @@
-"""The express way: requests with a head that came before, on routes whose plugins need not wait for anything.
+"""The express way: requests that are whole and plain, on routes whose plugins need not wait for anything.
 
-What such a request needs is worked out once, from what the ordinary way did with one like it, and by the same
-functions. Where there are no plugins and a service behind (`ServiceLine`), that is nearly all: the service's head
-around the request id, the client's head around what differs from answer to answer, the analytics event around its
-measures. Where there are plugins (`ChainLine`), each exchange is a full one; only waiting and resuming is saved.
+What one with a head that came before needs is worked out once, from what the ordinary way did with one like it, and by
+the same functions. Where there are no plugins and a service behind (`ServiceLine`), that is nearly all: the service's
+head around the request id, the client's head around what differs from answer to answer, the analytics event around its
+measures. Where there are plugins (`ChainLine`), each exchange is a full one; only routing, waiting and resuming is
+saved. Where the head is new (`OpenLine`), routing is not.
 
 `http1.express` tells how a request rides, and what happens when it cannot: it goes the ordinary way from its beginning.
 So nothing here may have consequences outside of its exchange before the answer is delivered.
@@ -22,7 +23,7 @@ from data_plane.http1.express import MAX_BODY, Line, Ride, Steps
 from data_plane.http1.familiar import Familiar
 from data_plane.http1.framing import METHODS_WITH_BODY, NO_BODY, InvalidHeader, response_head
 from data_plane.http1.response_writer import Sent
-from data_plane.messages import Headers, Response
+from data_plane.messages import Headers, Request, Response
 from data_plane.upstream import ServiceUpstream, Template, proxied
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STRIKES: Final = 4
-"""Rides in a row that did not begin, or derailed, after which a line is closed: it is not made for what comes."""
+"""Rides in a row that did not begin, or derailed, after which a line is closed: it is not made for what comes. An open
+line then rests."""
 _REST: Final = 256
 """Answers after which another line is tried: what was in its way (a service that failed, many clients at once) may be
 over, and connections live for long. A try that fails costs less than half of a request."""
@@ -45,29 +47,34 @@ _ANSWER: Final = (
 
 
 class _Line:
-    """What lines of both kinds share. A line holds for one configuration only, and keeps nothing of it alive but what
-    its own route has."""
+    """What all lines share. One for a familiar head holds for one configuration only, and keeps nothing of it alive but
+    what its own route has."""
 
-    def __init__(self, pipeline: Pipeline, model: Exchange) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._epoch = pipeline.epoch
-        self._method = model.request.method
         self._strikes = 0
 
     def derailed(self, ride: Ride) -> None:
-        self._strike(ride.familiar)
+        self._strike(ride)
 
-    def _strike(self, familiar: Familiar) -> None:
+    def _strike(self, ride: Ride) -> None:
         self._strikes += 1
         if self._strikes >= _STRIKES:
-            familiar.line = None
-            familiar.rest = _REST
+            self._close(ride, _REST)
 
-    def _holds(self, familiar: Familiar) -> bool:
+    def _close(self, ride: Ride, rest: int) -> None:
+        """No more rides on this line; another is opened after so many answers."""
+        familiar = ride.familiar
+        if familiar is not None:
+            familiar.line = None
+            familiar.rest = rest
+
+    def _holds(self, ride: Ride) -> bool:
         """Whether the configuration is still the one that this line was opened under."""
         if self._pipeline.epoch == self._epoch:
             return True
-        familiar.line = None
+        self._close(ride, 0)
         return False
 
 
@@ -75,7 +82,8 @@ class ServiceLine(_Line):
     """Implements `http1.express.Line`: from one client's connection to a service, with nothing between."""
 
     def __init__(self, pipeline: Pipeline, model: Exchange, service: ServiceUpstream, template: Template) -> None:
-        super().__init__(pipeline, model)
+        super().__init__(pipeline)
+        self._method = model.request.method
         self._service = service
         self._pool = service.pool()
         self._before = template.before
@@ -85,7 +93,7 @@ class ServiceLine(_Line):
         """By status: what the events of exchanges that ended well have in common."""
 
     def board(self, ride: Ride) -> Steps:
-        if not self._holds(ride.familiar):
+        if not self._holds(ride):
             return
         pool = self._pool
         behind = None if pool is None else pool.take()
@@ -176,11 +184,12 @@ class ServiceLine(_Line):
             exchange.upstream_status = status
             shared = shared_fields(exchange, Response(status, source="upstream"), Sent(True, size, "complete"))
             self._shared[status] = shared
-        now = time.monotonic()
+        now, familiar = time.monotonic(), ride.familiar
+        assert familiar is not None, "only such requests are let on this line"
         return shared + own_fields(
             ride.id,
             ride.started_at,
-            ride.familiar.size_with(ride.body) + len(ride.body),
+            familiar.size_with(ride.body) + len(ride.body),
             size,
             now - ride.received,
             first_byte - ride.sent_at,
@@ -189,25 +198,22 @@ class ServiceLine(_Line):
         )
 
 
-class ChainLine(_Line):
+class _ExchangeLine(_Line):
     """Implements `http1.express.Line`: through a route's plugins to an upstream that can be asked without waiting."""
 
-    def __init__(self, pipeline: Pipeline, model: Exchange) -> None:
-        super().__init__(pipeline, model)
-        self._trusted, self._client_ip, self._scheme = model.trusted, model.client_ip, model.scheme
-        assert model.match is not None
-        self._match = model.match
-        self._route, self._service = model.route, model.service
-        self._route_id = model.match.route.id or ""
-        """Not the route's plan: its plugins know all consumers, and connections may be idle for long."""
-        self._shared_key: object = None
-        self._shared = b""
-        """Of the last event: what others like it have in common with it."""
+    def _exchange(self, ride: Ride) -> Exchange | None:
+        """The ride's exchange, on its route; None when it must go the ordinary way."""
+        raise NotImplementedError
+
+    def _shared_fields(self, exchange: Exchange, answer: Response, sent: Sent) -> bytes:
+        """What an event has in common with others like it."""
+        return shared_fields(exchange, answer, sent)
 
     def board(self, ride: Ride) -> Steps:
-        if not self._holds(ride.familiar):
+        exchange = self._exchange(ride)
+        if exchange is None:
             return
-        exchange = ride.exchange = self._exchange(ride)
+        ride.exchange = exchange
         yield
         departure: Departure | None = None
         try:
@@ -221,7 +227,7 @@ class ChainLine(_Line):
         except Exception:
             departure = None  # The ordinary way will meet the same, and answer.
         if departure is None:
-            return self._strike(ride.familiar)
+            return self._strike(ride)
         yield
         exchange.runtime.exchanges += 1
         marks = exchange.marks
@@ -234,19 +240,6 @@ class ChainLine(_Line):
         ride.id, ride.runtime, ride.started_at = exchange.id, exchange.runtime, exchange.started_at
         ride.received, ride.sent_at = marks.received, marks.first_attempt or 0.0
         super().derailed(ride)
-
-    def _exchange(self, ride: Ride) -> Exchange:
-        runtime = self._pipeline.runtime
-        exchange = Exchange(ride.platform.request_of(ride.familiar, ride.body), runtime)
-        exchange.marks.received = ride.received
-        if self._trusted:
-            exchange.trusted, exchange.client_ip, exchange.scheme = True, self._client_ip, self._scheme
-        exchange.match = self._match
-        exchange.route = self._route
-        exchange.service = self._service
-        plan = exchange.plan = runtime.plans[self._route_id]
-        exchange.upstream = plan.upstream
-        return exchange
 
     def _bounds(self, exchange: Exchange) -> Iterable[Bound]:
         plan = exchange.plan
@@ -293,10 +286,8 @@ class ChainLine(_Line):
         """What `Pipeline.finished` does, where nobody else is to hear of it."""
         pipeline = self._pipeline
         try:
-            key = (answer.status, exchange.consumer, exchange.credential, exchange.request.target)
-            if key != self._shared_key:
-                self._shared_key, self._shared = key, shared_fields(exchange, answer, sent)
-            pipeline.reporter.report(event_of(exchange, answer, sent, self._shared))
+            shared = self._shared_fields(exchange, answer, sent)
+            pipeline.reporter.report(event_of(exchange, answer, sent, shared))
         except Exception:
             log.exception("exchange %s could not be reported", exchange.id)
         exchange.response = None
@@ -327,7 +318,7 @@ class ChainLine(_Line):
 
     def _written_anew(self, exchange: Exchange, answer: Response, body: bytes) -> bytes:
         self._pipeline.complete_head(exchange, answer)
-        head = response_head(answer, self._method, False, True)
+        head = response_head(answer, exchange.request.method, False, True)
         return head.data if head.framing == NO_BODY else head.data + body
 
     def abandon(self, ride: Ride) -> None:
@@ -338,12 +329,79 @@ class ChainLine(_Line):
         self._pipeline.finished(exchange, Response(0, source="gateway_error"), Sent())
 
 
+class ChainLine(_ExchangeLine):
+    """For requests with one familiar head, which have one route."""
+
+    def __init__(self, pipeline: Pipeline, model: Exchange) -> None:
+        super().__init__(pipeline)
+        self._trusted, self._client_ip, self._scheme = model.trusted, model.client_ip, model.scheme
+        assert model.match is not None
+        self._match = model.match
+        self._route, self._service = model.route, model.service
+        self._route_id = model.match.route.id or ""
+        """Not the route's plan: its plugins know all consumers, and connections may be idle for long."""
+        self._shared_key: object = None
+        self._shared = b""
+        """Of the last event."""
+
+    def _exchange(self, ride: Ride) -> Exchange | None:
+        if not self._holds(ride):
+            return None
+        runtime = self._pipeline.runtime
+        exchange = Exchange(ride.platform.request_of(ride), runtime)
+        exchange.marks.received = ride.received
+        if self._trusted:
+            exchange.trusted, exchange.client_ip, exchange.scheme = True, self._client_ip, self._scheme
+        exchange.match = self._match
+        exchange.route = self._route
+        exchange.service = self._service
+        plan = exchange.plan = runtime.plans[self._route_id]
+        exchange.upstream = plan.upstream
+        return exchange
+
+    def _shared_fields(self, exchange: Exchange, answer: Response, sent: Sent) -> bytes:
+        key = (answer.status, exchange.consumer, exchange.credential, exchange.request.target)
+        if key != self._shared_key:
+            self._shared_key, self._shared = key, shared_fields(exchange, answer, sent)
+        return self._shared
+
+
+class OpenLine(_ExchangeLine):
+    """Implements `http1.express.OpenLine`: each request is routed for itself."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(pipeline)
+        self._rest = 0
+
+    def takes(self, request: Request) -> bool:
+        if self._rest:
+            self._rest -= 1
+            return False
+        method = request.method
+        return method in METHODS_WITH_BODY or (method != "HEAD" and not request.body.length)
+
+    def _close(self, ride: Ride, rest: int) -> None:
+        self._strikes, self._rest = 0, rest
+
+    def _exchange(self, ride: Ride) -> Exchange | None:
+        pipeline = self._pipeline
+        runtime = pipeline.runtime
+        exchange = Exchange(ride.platform.request_of(ride), runtime)
+        exchange.marks.received = ride.received
+        answer = pipeline.route(exchange, runtime)
+        plan = exchange.plan
+        if answer is None and plan is not None and plan.is_prompt and not pipeline.is_debugged(exchange):
+            return exchange
+        self._strike(ride)
+        return None
+
+
 def line_for(pipeline: Pipeline, exchange: Exchange, familiar: Familiar) -> Line | None:
     """A line for requests like one that was answered by its upstream just now; None when they need the ordinary way."""
     request, plan = exchange.request, exchange.plan
     if request.method == "HEAD" or (familiar.has_length and request.method not in METHODS_WITH_BODY):
         return None
-    if plan is None or (pipeline.shows_debug and "kong-debug" in request.headers):
+    if plan is None or pipeline.is_debugged(exchange):
         return None
     if plan.slots:
         return ChainLine(pipeline, exchange) if hasattr(exchange.upstream, "depart") else None

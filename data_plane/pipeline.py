@@ -16,7 +16,7 @@ from data_plane.analytics import Reporter, event_of
 from data_plane.error_bodies import error_page
 from data_plane.errors import BadRequest, GatewayError, HttpsRequired, InternalError, RouteNotFound
 from data_plane.exchange import Exchange, new_id
-from data_plane.express import latencies, line_for
+from data_plane.express import OpenLine, latencies, line_for
 from data_plane.forwarding import TrustedPeers, forwarded_host
 from data_plane.http1.express import Ride
 from data_plane.http1.server import Sent
@@ -40,7 +40,7 @@ class Pipeline:
         self._workshop = workshop
         self.reporter = reporter
         self._trusted = TrustedPeers(settings.trusted_ips)
-        self.shows_debug = settings.allow_debug_header
+        self._shows_debug = settings.allow_debug_header
         self._retired: set[Runtime] = set()
         self._holders: Counter[chain.Bound] = Counter()
         """How many runtimes, in force or with exchanges under way, a plugin serves in."""
@@ -59,7 +59,7 @@ class Pipeline:
             runtime = self.runtime
             runtime.exchanges += 1
             exchange = Exchange(request, runtime, parent=parent)
-        response = self._route(exchange, runtime)
+        response = self.route(exchange, runtime)
         try:
             if response is None:
                 response = await chain.run(exchange.plan or runtime.unrouted, exchange)
@@ -106,6 +106,9 @@ class Pipeline:
 
     # The express way (`express`).
 
+    def open_line(self) -> OpenLine:
+        return OpenLine(self)
+
     def _open_line(self, exchange: Exchange) -> None:
         """Requests like this one may go faster from now on."""
         familiar = getattr(exchange.request, "familiar", None)
@@ -117,9 +120,13 @@ class Pipeline:
             familiar.line = line_for(self, exchange, familiar)
             familiar.is_barred = familiar.line is None
 
+    def is_debugged(self, exchange: Exchange) -> bool:
+        """Whether its answer may tell more than others do."""
+        return self._shows_debug and "kong-debug" in exchange.request.headers
+
     def exchange_of(self, ride: Ride) -> Exchange:
         """A ride as the exchange that it is."""
-        exchange = _resumed(ride, ride.platform.request_of(ride.familiar, ride.body))
+        exchange = _resumed(ride, ride.platform.request_of(ride))
         self._match(exchange, ride.runtime)
         exchange.marks.first_attempt = exchange.marks.upstream_started = ride.sent_at
         return exchange
@@ -159,7 +166,7 @@ class Pipeline:
 
     # One exchange.
 
-    def _route(self, exchange: Exchange, runtime: Runtime) -> Response | None:
+    def route(self, exchange: Exchange, runtime: Runtime) -> Response | None:
         """Find the route and what happens there; an answer when there is none or it wants another protocol."""
         try:
             match = self._match(exchange, runtime)
@@ -204,7 +211,7 @@ class Pipeline:
             headers.add("X-Kong-Request-Id", exchange.id)
             if "server" not in headers:
                 headers.add("Server", SERVER)
-        if self.shows_debug and exchange.request.headers.get("kong-debug") == "1":
+        if self._shows_debug and exchange.request.headers.get("kong-debug") == "1":
             _add_debug_headers(exchange, headers)
 
 

@@ -182,12 +182,14 @@ class ServiceUpstream:
     def depart(self, exchange: Exchange) -> Departure | None:
         if self._loopback is not None or exchange.chat is not None:
             return None
-        head, pool = self._familiar_head(exchange), self.pool()
-        behind = pool.take() if pool is not None and head is not None else None
-        if behind is None or head is None:
-            return None
-        body = exchange.request.body
+        body, pool = exchange.request.body, self.pool()
         assert isinstance(body, BufferedBody)
+        head = self._familiar_head(exchange)
+        if head is None:
+            head = request_head(self._request(exchange), self._origin, len(body.data))
+        behind = None if pool is None else pool.take()
+        if behind is None:
+            return None
         return behind, exchange.request.method, head + body.data, self.timeouts
 
     def land(self, exchange: Exchange, response: Response) -> Response | None:

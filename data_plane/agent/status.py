@@ -84,6 +84,9 @@ class StatusApplication:
     def finished(self, token: None, response: Response, sent: object) -> None:
         """Nothing is kept about a status request."""
 
+    def open_line(self) -> None:
+        return None
+
     def refused(self, error: GatewayError, request: Request | None, peer: tuple[str, int]) -> Response:
         return _json(error.status, {"message": error.message})
 

@@ -4,7 +4,8 @@ Theory. Most of what a plain request costs is not its work but the making of wha
 resume, futures to wait on, headers to look into. For a head that came before on the same connection (`familiar`), and
 that the application answers by passing it on, all of that is known: the application leaves a `Line` with the familiar
 head, and the next such request *rides* it, from the client's socket to the upstream's and back, without a task. It
-does so in steps, which many rides take together (`turn`).
+does so in steps, which many rides take together (`turn`). A request that is whole and plain, but has a head of its own,
+rides too, on its connection's open line: where it goes is found out first.
 
 A ride is for the straight case only. When anything else happens (the answer is strange, streams, comes in pieces, is
 cut off or late) it derails: the same request then goes the ordinary way from its beginning, except that where it would
@@ -32,7 +33,7 @@ MAX_BODY = 32 * 1024
 
 
 Steps = Iterator[None]
-"""What is left of a ride's boarding, or of its arrival: it pauses where rides are to wait for one another."""
+"""A ride's boarding, or its arrival: it pauses where rides are to wait for one another."""
 
 
 class Platform(Protocol):
@@ -40,8 +41,8 @@ class Platform(Protocol):
 
     is_draining: bool
 
-    def request_of(self, familiar: Familiar, body: bytes) -> Request:
-        """The request as the ordinary way sees it."""
+    def request_of(self, ride: Ride) -> Request:
+        """The ride's request as the ordinary way sees it: one that nobody has changed."""
 
     def deliver(self, data: bytes) -> None:
         """Write the ride's answer, which ends it."""
@@ -51,7 +52,7 @@ class Platform(Protocol):
 
 
 class Line(Protocol):
-    """Where requests with one familiar head go."""
+    """Where requests go: those with one familiar head, or those of one connection (`OpenLine`)."""
 
     def board(self, ride: Ride) -> Steps:
         """Send the request on; one that has no connection behind it in the end must go the ordinary way."""
@@ -66,14 +67,23 @@ class Line(Protocol):
         """Nobody waits for the answer any more."""
 
 
+class OpenLine(Line, Protocol):
+    """One connection's line for requests whose head is new."""
+
+    def takes(self, request: Request) -> bool:
+        """Whether it is worth trying."""
+
+
 class Ride:
     """One request on its way. Times in seconds, on the monotonic clock but for `started_at`."""
 
     __slots__ = (
         "_response",
         "answered_with",
+        "arrival",
         "behind",
         "body",
+        "data",
         "exchange",
         "familiar",
         "first_byte",
@@ -89,7 +99,8 @@ class Ride:
         "waiter",
     )
 
-    def __init__(self, line: Line, platform: Platform, familiar: Familiar, body: bytes) -> None:
+    def __init__(self, line: Line, platform: Platform, familiar: Familiar | None, body: bytes) -> None:
+        """`familiar`: the request's head, where it came before; else `data` is the request, and `arrival`, once."""
         self.line = line
         self.platform = platform
         self.familiar = familiar
@@ -103,6 +114,8 @@ class Ride:
         self.waiter: asyncio.Future[Response] | None = None
         """Once it has derailed, what its answer comes through."""
 
+    data: bytes
+    arrival: Request | None
     id: str
     exchange: Any
     """What the application knows of it, where it makes more of it than a ride."""

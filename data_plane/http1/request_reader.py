@@ -59,8 +59,10 @@ class Refused(Exception):
 class Arrival(Request):
     """A request as it arrived, with what its answer must know."""
 
-    __slots__ = ("expects_continue", "familiar", "incoming", "keep_alive")
+    __slots__ = ("data", "expects_continue", "familiar", "incoming", "keep_alive")
 
+    data: bytes | None
+    """All of it as it came, where it is whole and its head is new."""
     familiar: Familiar | None
     """The head it was read from, where that came before."""
     expects_continue: bool
@@ -151,7 +153,9 @@ class RequestReader:
         """Parse what arrived. Raises Refused; then, and after a request that closes the connection, no more is read."""
         if self._last and self.body is None:
             return
-        if self.is_between and self._read_whole(data):
+        arrival = self.whole(data) if self.is_between else None
+        if arrival is not None:
+            self._arrived(arrival)
             return
         unfinished = bool(self._target)
         self._head_ended = False
@@ -181,44 +185,43 @@ class RequestReader:
         arrival.http_version = "1.1"
         arrival.peer = self._peer
         arrival.size = familiar.size + len(length) if familiar.has_length else familiar.size
-        arrival.ride = arrival.incoming = None
+        arrival.ride = arrival.incoming = arrival.data = None
         arrival.familiar = familiar
         arrival.expects_continue = False
         arrival.keep_alive = True
         return arrival
 
-    def _read_whole(self, data: bytes) -> bool:
-        """Read a request that is whole, and like the one before or at least for its host; says whether it was one."""
+    def whole(self, data: bytes) -> Arrival | None:
+        """The request that the bytes are, if it is whole, and like the one before or at least for its host."""
         limits = self._limits
         familiar = self.memory.last
         body = familiar.rest_of(data) if familiar is not None else None
         if familiar is not None and body is not None:
             if limits.max_body_size and len(body) > limits.max_body_size:
-                return False
+                return None
             self.memory.strange = 0
-            self._arrived(self.arrival_of(familiar, body))
-            return True
+            return self.arrival_of(familiar, body)
         whole = self._whole.read(data)
         if whole is None:
-            return False
+            return None
         first, headers, body, size = whole
         method, _, rest = first.partition(" ")
         target, _, version = rest.partition(" ")
         if version != "HTTP/1.1" or method not in _METHOD_NAMES or target[:1] != "/" or "#" in target:
-            return False
+            return None
         if headers.get("host") != self._host or not self._host:
-            return False
+            return None
         if len(target) > limits.max_target_size or size > limits.max_head_size or len(headers.raw) > limits.max_headers:
-            return False
+            return None
         if limits.max_body_size and len(body) > limits.max_body_size:
-            return False
+            return None
         headers = self.memory.keep(data, size, headers, (method, target))
         arrival = Arrival(method, target, headers, BufferedBody(body), peer=self._peer, size=size)
+        arrival.data = data
         arrival.familiar = arrival.incoming = None
         arrival.expects_continue = False
         arrival.keep_alive = True
-        self._arrived(arrival)
-        return True
+        return arrival
 
     # Rare turns.
 
@@ -345,7 +348,7 @@ class RequestReader:
             peer=self._peer,
             size=size,
         )
-        arrival.familiar = arrival.incoming = None
+        arrival.data = arrival.familiar = arrival.incoming = None
         arrival.expects_continue = False
         arrival.keep_alive = parser.should_keep_alive()
         self._last = not arrival.keep_alive

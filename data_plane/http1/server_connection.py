@@ -20,15 +20,14 @@ from typing import Any, Protocol, cast
 
 from data_plane.errors import ClientDisconnected, GatewayError, InternalError, RequestTimeout
 from data_plane.http1.coalescing import CoalescingTransport
-from data_plane.http1.express import MAX_BODY, Ride
-from data_plane.http1.familiar import Familiar
+from data_plane.http1.express import MAX_BODY, OpenLine, Ride
 from data_plane.http1.framing import CONTINUE, NO_BODY, InvalidHeader, response_head
 from data_plane.http1.limits import ServerLimits
 from data_plane.http1.request_reader import Arrival, Refused, RequestReader
 from data_plane.http1.response_writer import ResponseWriter, Sent
 from data_plane.http1.turn import turn_of
 from data_plane.http1.watchdog import Watchdog
-from data_plane.messages import Request, Response
+from data_plane.messages import BufferedBody, Request, Response
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +40,9 @@ class Application(Protocol):
 
     def finished(self, token: Any, response: Response, sent: Sent) -> None:
         """Called once for each answered request, after its last byte or its break, when the response is closed."""
+
+    def open_line(self) -> OpenLine | None:
+        """A new connection's line for requests whose head is new; None when they all take the ordinary way."""
 
     def refused(self, error: GatewayError, request: Request | None, peer: tuple[str, int]) -> Response:
         """What to send, in bytes, to a client whose request is not even one; the connection closes after it."""
@@ -62,6 +64,7 @@ class ServerConnection(asyncio.Protocol):
         self._idle: asyncio.Future[None] | None = None
         """What the task waits on when there is nothing to answer."""
         self._current: Arrival | None = None
+        self._open_line = application.open_line()
         self._ride: Ride | None = None
         """A request that takes the express way; the task rests meanwhile, and what comes behind it waits."""
         self._gone: asyncio.Future[None] | None = None
@@ -194,6 +197,19 @@ class ServerConnection(asyncio.Protocol):
         self._turn.board(ride)
         return True
 
+    def _takes_open_line(self, arrival: Arrival) -> bool:
+        line = self._open_line
+        if line is None or arrival.data is None or self._queue or self.is_draining or not line.takes(arrival):
+            return False
+        assert isinstance(arrival.body, BufferedBody)
+        body = arrival.body.data
+        if len(body) > self._max_express_body or self._transport.get_write_buffer_size():
+            return False
+        ride = self._ride = Ride(line, self, None, body)
+        ride.data, ride.arrival = arrival.data, arrival
+        self._turn.board(ride)
+        return True
+
     def deliver(self, data: bytes) -> None:
         self._ride = None
         self._transport.write(data)
@@ -204,7 +220,7 @@ class ServerConnection(asyncio.Protocol):
             self._watchdog.set(limits.keepalive_timeout if self._reader.is_between else limits.head_timeout)
 
     def derail(self, ride: Ride) -> None:
-        arrival = self.request_of(ride.familiar, ride.body)
+        arrival = self.request_of(ride)
         if ride.behind is None:
             self._ride = None
         else:
@@ -212,8 +228,14 @@ class ServerConnection(asyncio.Protocol):
         self._queue.appendleft(arrival)
         self._wake()
 
-    def request_of(self, familiar: Familiar, body: bytes) -> Arrival:
-        return self._reader.arrival_of(familiar, body)
+    def request_of(self, ride: Ride) -> Arrival:
+        if ride.familiar is not None:
+            return self._reader.arrival_of(ride.familiar, ride.body)
+        arrival, ride.arrival = ride.arrival, None
+        if arrival is None:
+            arrival = self._reader.whole(ride.data)
+        assert isinstance(arrival, Arrival), "what could be read once can be read again"
+        return arrival
 
     # What bodies call (`body.Flow`).
 
@@ -286,6 +308,10 @@ class ServerConnection(asyncio.Protocol):
     # Answering.
 
     def _enqueue(self, entry: Arrival | Refused) -> None:
+        if self._idle is not None and self._ride is None and type(entry) is Arrival and self._takes_open_line(entry):
+            return
+        if type(entry) is Arrival:
+            entry.data = None  # It is in no need of that any more, and a body is long at times.
         self._queue.append(entry)
         if self._idle is not None and self._ride is None:
             self._wake()

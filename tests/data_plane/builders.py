@@ -179,6 +179,9 @@ class Service:
     def finished(self, token: None, response: Response, sent: Sent) -> None:
         """Nothing to count."""
 
+    def open_line(self) -> None:
+        return None
+
     def refused(self, error: Exception, request: Request | None, peer: tuple[str, int]) -> Response:
         return Response(400)
 

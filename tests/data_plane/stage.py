@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from data_plane.express import ChainLine, ServiceLine
+from data_plane.express import ChainLine, OpenLine, ServiceLine
 from data_plane.http1.express import Line, Ride, Steps
 from data_plane.http1.turn import turn_of
 from tests.data_plane.builders import Gateway, document, gateway
@@ -43,6 +43,17 @@ def post(body: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join((b"POST /a HTTP/1.1", b"Host: h", *fields, length, b"", body))
 
 
+def unlike(requests: list[bytes]) -> list[bytes]:
+    """The same requests, no two of which have one head."""
+    return [request.replace(b"\r\n", b"\r\nX-Number: %d\r\n" % number, 1) for number, request in enumerate(requests)]
+
+
+def ordinarily(patch: pytest.MonkeyPatch) -> None:
+    """Let nothing take the express way."""
+    patch.setattr("data_plane.pipeline.line_for", lambda *_: None)
+    patch.setattr(OpenLine, "takes", lambda *_: False)
+
+
 def end_turn() -> None:
     """Do at once what waits for the end of the loop's present turn."""
     turn_of(asyncio.get_running_loop())._do()
@@ -56,9 +67,10 @@ def impersonal(data: bytes) -> bytes:
 class Rides:
     """How often the express way was taken, and how it ended."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, *kinds: type[Line]) -> None:
+        """`kinds`: of lines; by default those for heads that came before."""
         self.boarded = self.arrived = self.derailed = self.abandoned = 0
-        for kind in (ServiceLine, ChainLine):
+        for kind in kinds or (ServiceLine, ChainLine):
             self._watch(patch, kind)
 
     def _watch(self, patch: pytest.MonkeyPatch, kind: type[Line]) -> None:

@@ -20,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_plane.ai.balancer import Balancer
+from data_plane.express import OpenLine
+from data_plane.http1.express import Line, Ride
 from data_plane.plugins import HANDLERS
 from data_plane.plugins.ai_prompt_decorator import AiPromptDecorator
 from tests.data_plane.ai.gateways import EVENTS, bedrock, openai
 from tests.data_plane.builders import document, gateway
 from tests.data_plane.http1.peers import Peer, Upstream, read_request
-from tests.data_plane.stage import Asked, Rides, Stage, end_turn, stage
+from tests.data_plane.stage import Asked, Rides, Stage, end_turn, ordinarily, stage, unlike
 from tests.data_plane.test_express import Setting, Talk, Unreliable, compare, impersonal_event, run, until
 from tests.gateway_schema.datakit_lists import APPLIED
 
@@ -346,8 +348,9 @@ def impersonal_call(event: Any) -> str:
     return f"{impersonal_event(copy)} {presence} {presences}"
 
 
-NO_LINES = ("data_plane.pipeline.line_for", lambda *_: None)
-NO_MEMORY = ("data_plane.http1.familiar.Memory.keep", lambda self, data, size, headers, meaning: headers)
+def forgetful(patch: pytest.MonkeyPatch) -> None:
+    """Let no connection remember a head."""
+    patch.setattr("data_plane.http1.familiar.Memory.keep", lambda self, data, size, headers, meaning: headers)
 
 
 async def both_ways(
@@ -355,21 +358,22 @@ async def both_ways(
     segments: list[bytes],
     said: list[list[bytes]],
     *,
-    off: tuple[str, Any] = NO_LINES,
+    off: Callable[[pytest.MonkeyPatch], None] = ordinarily,
     provider: type[Provider] = Provider,
+    kinds: Sequence[type[Line]] = (),
     **node_settings: Any,
 ) -> tuple[Talk, Talk, Rides]:
-    """The same conversation in the ordinary way (`off`: what is another there), and with the express way."""
+    """The same conversation in the ordinary way (`off` sees to that), and with the express way."""
     talks = []
     setting = provider(said)
     with pytest.MonkeyPatch.context() as patch:
-        rides = Rides(patch)
+        rides = Rides(patch, *kinds)
         patch.setattr("data_plane.ai.upstream.Balancer", lambda targets: Balancer(targets, random.Random(7)))
         async with setting.stage.server:
             for is_ordinary in (True, False):
                 with patch.context() as ordinary:
                     if is_ordinary:
-                        ordinary.setattr(*off)
+                        off(ordinary)
                     async with gateway(**node_settings) as node:
                         setting.stage.node = node
                         object.__setattr__(node.worker._server._limits, "half_close_is_leaving", False)
@@ -383,11 +387,13 @@ def named(name: str) -> Callable[[int], bytes]:
     return lambda port: configured(port, *CONFIGURATIONS[name](port))
 
 
-@settings(max_examples=150)
+@settings(max_examples=250)
 @given(st.data())
 def test_a_conversation_is_the_same(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CONFIGURATIONS)))
     asked, said = data.draw(requests(name)), data.draw(answers(name))
+    if data.draw(st.booleans()):
+        asked = unlike(asked)
     trusted = data.draw(st.sampled_from([(), ("127.0.0.1",)]))
     more: dict[str, Any] = {"trusted_ips": trusted, "allow_debug_header": data.draw(st.booleans())}
     ordinary, express, _ = run(both_ways(named(name), asked, said, **more))
@@ -424,17 +430,34 @@ RIDING = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_such_conversations_do_ride(name: str) -> None:
-    """What the property compares would be the same without an express way, too."""
+def straight(name: str) -> tuple[list[bytes], list[list[bytes]]]:
+    """Ten requests of which nothing is in the way of riding, as far as a configuration allows it, and answers."""
     bodies = [fitting(name)] * 10
     if name == "several":
         bodies = [chat(model=model) for model in ("solo", "solo", "solo", *("fast", "solo") * 3, "fast")]
     said = [[whole(CONVERSE if name == "signed" else completion(usage=USAGE), *HEADS[0])]]
-    ordinary, express, rides = run(both_ways(named(name), [ask(body) for body in bodies], said))
+    return [ask(body) for body in bodies], said
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_such_conversations_do_ride(name: str) -> None:
+    """What the property compares would be the same without an express way, too."""
+    ordinary, express, rides = run(both_ways(named(name), *straight(name)))
     compare(ordinary, express)
     assert {event.partition("\nstatus: ")[2][:3] for event in express.events} == {"200"}
     assert (rides.boarded, rides.arrived) == (RIDING[name],) * 2
+
+
+STRANGERS = {name: 9 if rides else 0 for name, rides in RIDING.items()} | {"several": 5}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_so_do_those_without_two_heads_alike(name: str) -> None:
+    asked, said = straight(name)
+    ordinary, express, rides = run(both_ways(named(name), unlike(asked), said, kinds=(OpenLine,)))
+    compare(ordinary, express)
+    assert {event.partition("\nstatus: ")[2][:3] for event in express.events} == {"200"}
+    assert (rides.boarded, rides.arrived) == (STRANGERS[name],) * 2
 
 
 class Tagger:
@@ -542,7 +565,7 @@ PROMPTS = st.one_of(
 @given(st.lists(st.tuples(PROMPTS, st.sampled_from(KEYS[2:]), st.sampled_from(FIELDS[:3])), min_size=2, max_size=6))
 def test_the_recipe_is_the_same_with_familiar_heads(said: list[tuple[bytes, bytes, bytes]]) -> None:
     asked = [ask(body, field, key=key) for body, key, field in said for _ in range(2)]
-    ordinary, express, _ = run(both_ways(recipe, asked, [[]], off=NO_MEMORY, provider=Chooser))
+    ordinary, express, _ = run(both_ways(recipe, asked, [[]], off=forgetful, provider=Chooser))
     compare(ordinary, express)
 
 
@@ -552,7 +575,7 @@ def test_such_recipes_choose() -> None:
         ask(prompt(word), FIELDS[0], key=key)
         for word, key in zip(words, (*KEYS[2:4], *KEYS[2:4], KEYS[4]), strict=True)
     ]
-    ordinary, express, _ = run(both_ways(recipe, asked, [[]], off=NO_MEMORY, provider=Chooser))
+    ordinary, express, _ = run(both_ways(recipe, asked, [[]], off=forgetful, provider=Chooser))
     compare(ordinary, express)
     models = re.findall(rb"\r\nX-Kong-LLM-Model: (\w+)\r\n", express.client)
     assert models == [b"small", b"big", b"big", b"small"]
@@ -576,7 +599,7 @@ def rides(monkeypatch: pytest.MonkeyPatch) -> Rides:
 def is_express(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the test takes the express way; it is to see the same without."""
     if request.param == "ordinary":
-        monkeypatch.setattr("data_plane.pipeline.line_for", lambda *_: None)
+        ordinarily(monkeypatch)
     return bool(request.param == "express")
 
 
@@ -783,6 +806,42 @@ async def test_after_a_bad_time_the_express_way_is_tried_again(rides: Rides, mon
             assert (await client.exchange(ASK))[0] == 200
             boarded.append(rides.boarded)
         assert boarded == [0, 0, 0, 1, 2, 3, 4]
+
+
+async def test_a_connection_whose_requests_seldom_ride_is_left_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though no two of its heads are alike."""
+    monkeypatch.setattr("data_plane.express._REST", 3)
+    tried: list[Ride] = []
+    exchange_of = OpenLine._exchange
+
+    def noted(line: OpenLine, ride: Ride) -> Any:
+        tried.append(ride)
+        return exchange_of(line, ride)
+
+    monkeypatch.setattr(OpenLine, "_exchange", noted)
+    async with scene(keyed(), asking()) as play:
+        client = await play.connect()
+        counts = []
+        for said, answer in ((chat(stream=True), b"".join(STREAM)), (chat(), ANSWER)):
+            play.answer = answer
+            for request in unlike([ask(said)] * 12):
+                assert (await client.exchange(request))[0] == 200
+                counts.append(len(tried))
+    in_vain = [0, 1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8]
+    assert counts == [*in_vain, 8, 8, 8, *range(9, 18)]
+
+
+@pytest.mark.parametrize("line", [b"HEAD /a", b"GET /a"])
+async def test_what_has_no_plain_form_takes_the_ordinary_way(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    rides = Rides(monkeypatch, OpenLine)
+    async with stage() as play:
+        client = await play.connect()
+        body = b"" if line.startswith(b"HEAD") else b"x"
+        head = line + b" HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
+        for request in unlike([head + body] * 5):
+            await client.send(request)
+            assert (await client.receive(line.split()[0].decode()))[0] == 200
+        assert rides.boarded == 0
 
 
 def models_of(play: Stage) -> list[Any]:
@@ -1041,15 +1100,21 @@ class TestMemory:
                 assert [ref() for ref in old] == [None] * len(old)
         assert rides.arrived == 2
 
-    async def test_thousands_of_rides_leave_nothing_behind(self, rides: Rides) -> None:
+    @pytest.mark.parametrize("strange", [False, True])
+    async def test_thousands_of_rides_leave_nothing_behind(
+        self, strange: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rides = Rides(monkeypatch, *((OpenLine,) if strange else ()))
+        asked = unlike([ASK] * 1000) if strange else [ASK] * 1000
         async with scene(keyed(), lambda port: DECORATOR, asking()) as play:
             client = await warm(play)
             play.answer = ANSWER
+            before = rides.arrived
             (server,) = play.node.worker._server._connections
             sizes = []
             for _ in range(3):
-                for _ in range(1000):
-                    await client.exchange(ASK)
+                for request in asked:
+                    await client.exchange(request)
                 play.node.events.clear()
                 play.requests.clear()
                 gc.collect()
@@ -1057,7 +1122,7 @@ class TestMemory:
                 familiar = server._reader.memory.last
                 assert familiar is not None
                 assert len(familiar.head.notes) <= 16
-            assert rides.arrived == 3000
+            assert rides.arrived - before == 3000
             assert sizes[2] - sizes[1] < 200
 
 
@@ -1067,8 +1132,9 @@ class TestMemory:
 class Customer:
     """A client with a key of its own, which leaves now and then before it is answered."""
 
-    def __init__(self, play: Stage, dice: random.Random, number: int) -> None:
+    def __init__(self, play: Stage, dice: random.Random, number: int, *, strange: bool) -> None:
         self._play = play
+        self._strange = strange
         self._dice = dice
         self._number = number
         self.seen: dict[str, int] = {}
@@ -1078,7 +1144,8 @@ class Customer:
         client = await self._play.connect()
         for number in range(count):
             name = f"{self._number}/{number}"
-            await client.send(ask(chat(user=name, choices=[]), FIELDS[0], key=KEYS[3 * (self._number % 2)]))
+            request = ask(chat(user=name, choices=[]), FIELDS[0], key=KEYS[3 * (self._number % 2)])
+            await client.send(unlike([request] * (number + 1))[-1] if self._strange else request)
             leaves = not self._dice.randrange(8)
             if leaves:
                 for _ in range(self._dice.randrange(12)):
@@ -1100,17 +1167,17 @@ class Customer:
             return None  # It broke off, or nothing came.
 
 
-async def many_ask(dice: random.Random, clients: int, *plugins: Callable[[int], dict[str, Any]]) -> int:
+async def many_ask(dice: random.Random, clients: int, *plugins: Callable[[int], dict[str, Any]], strange: bool) -> int:
     """Returns how many requests took the express way."""
     play = Stage()
     play.server = Upstream(Unreliable(dice).play)
     with pytest.MonkeyPatch.context() as patch:
-        rides = Rides(patch)
+        rides = Rides(patch, *((OpenLine,) if strange else ()))
         patch.setattr("data_plane.express._STRIKES", 1000)
         async with play.server, gateway() as node:
             play.node = node
             await apply(play, 1, *plugins, read_timeout=20)
-            customers = [Customer(play, dice, number) for number in range(clients)]
+            customers = [Customer(play, dice, number, strange=strange) for number in range(clients)]
             await asyncio.gather(*(customer.ask(20) for customer in customers))
             await play.close()
             await until(lambda: not node.worker.pipeline.runtime.exchanges)
@@ -1132,11 +1199,14 @@ async def many_ask(dice: random.Random, clients: int, *plugins: Callable[[int], 
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**32), st.integers(1, 4), st.booleans())
-def test_however_they_fail_each_request_has_one_event_and_its_own_answer(seed: int, clients: int, models: bool) -> None:
-    run(many_ask(random.Random(seed), clients, keyed(), *([HURRIED] if models else [])))
+@given(st.integers(0, 2**32), st.integers(1, 4), st.booleans(), st.booleans())
+def test_however_they_fail_each_request_has_one_event_and_its_own_answer(
+    seed: int, clients: int, models: bool, strange: bool
+) -> None:
+    run(many_ask(random.Random(seed), clients, keyed(), *([HURRIED] if models else []), strange=strange))
 
 
+@pytest.mark.parametrize("strange", [False, True])
 @pytest.mark.parametrize("models", [True, False])
-def test_such_customers_do_ride(models: bool) -> None:
-    assert run(many_ask(random.Random(1), 3, keyed(), *([HURRIED] if models else []))) > 15
+def test_such_customers_do_ride(models: bool, strange: bool) -> None:
+    assert run(many_ask(random.Random(1), 3, keyed(), *([HURRIED] if models else []), strange=strange)) > 15

@@ -46,6 +46,9 @@ class Gateway:
     def finished(self, token: Any, response: Response, sent: Sent) -> None:
         self.ended.put_nowait((token, response, sent))
 
+    def open_line(self) -> None:
+        return None
+
     def refused(self, error: GatewayError, request: Request | None, peer: tuple[str, int]) -> Response:
         assert peer[0] == "127.0.0.1"
         self.refusals.append((error, request))

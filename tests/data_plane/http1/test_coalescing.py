@@ -166,9 +166,9 @@ async def told_in_the_same_turn(
         then(self, raw[self])
 
     monkeypatch.setattr(ServerConnection, "connection_made", connection_made)
-    monkeypatch.setattr(ServerConnection, "deliver", deliver_then)
     async with stage() as play:
         client: Peer = await play.warm()
+        monkeypatch.setattr(ServerConnection, "deliver", deliver_then)
         await client.send(GET)
         (await play.asked()).say(OK)
         return await client.receive()
