@@ -27,6 +27,7 @@ CLIENT_CLOSED = 499
 _METHOD, _SCHEME, _HOST, _PATH, _USER_AGENT = 16, 8, 255, 1024, 256
 """Longest texts, in characters."""
 _MAX_REMEMBERED = 1024
+_MAX_REMEMBERED_NUMBER = 4096
 _MAX_UPPERS = 64
 _TEXTS = object()
 """Whose notes the texts of a head are."""
@@ -43,14 +44,18 @@ def _varint(value: int) -> bytes:
     return bytes(data)
 
 
-class _Varints(dict[int, bytes]):
-    """Integers as protobuf writes them; small ones are remembered as they come."""
+class _Numbers(dict[int, bytes]):
+    """A field's integers as protobuf writes them, behind its tag; small ones are remembered as they come."""
+
+    def __init__(self, tag: bytes = b"") -> None:
+        super().__init__()
+        self._tag = tag
 
     def __missing__(self, value: int) -> bytes:
         if 0x4000 <= value < 0x200000:
-            return bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
-        data = _varint(value)
-        if 0 <= value < 0x4000:
+            return self._tag + bytes((value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14))
+        data = self._tag + _varint(value)
+        if 0 <= value < _MAX_REMEMBERED_NUMBER:
             self[value] = data
         return data
 
@@ -65,7 +70,7 @@ class _Uppers(dict[int, bytes]):
         return data
 
 
-_VARINTS = _Varints()
+_VARINTS = _Numbers()
 _UPPERS = _Uppers()
 _commons: dict[Any, bytes] = {}
 _commons_of_calls: dict[Any, bytes] = {}
@@ -86,39 +91,32 @@ def _tag(message: Any, name: str) -> bytes:
     return _varint(field.number << 3 | (0 if is_number else 2))
 
 
+def _numbers(message: Any, name: str) -> _Numbers:
+    return _Numbers(_tag(message, name))
+
+
 _REQUEST_ID = _tag(analytics_pb2.RequestEvent, "request_id") + b"\x10"  # its length: always 16 bytes
 _STARTED = _tag(analytics_pb2.RequestEvent, "started_us")
 _FINISHED = _tag(analytics_pb2.RequestEvent, "finished_us")
 _PATH_TAG = _tag(analytics_pb2.RequestEvent, "path")
-_REQUEST_SIZE = _tag(analytics_pb2.RequestEvent, "request_size")
-_RESPONSE_SIZE = _tag(analytics_pb2.RequestEvent, "response_size")
-_TOTAL = _tag(analytics_pb2.RequestEvent, "total_us")
-_UPSTREAM = _tag(analytics_pb2.RequestEvent, "upstream_us")
-_GATEWAY = _tag(analytics_pb2.RequestEvent, "gateway_us")
-_CALLOUT = _tag(analytics_pb2.RequestEvent, "callout_us")
-_RECEIVE = _tag(analytics_pb2.RequestEvent, "receive_us")
 _PARENT = _tag(analytics_pb2.RequestEvent, "parent_request_id")
 _LLM_CALLS = _tag(analytics_pb2.RequestEvent, "llm_calls")
 _DECISION = _tag(analytics_pb2.RequestEvent, "decision_id")
-_DURATION = _tag(analytics_pb2.LlmCall, "duration_us")
-_TTFT = _tag(analytics_pb2.LlmCall, "ttft_us")
-_PROMPT = _tag(analytics_pb2.LlmCall, "prompt_tokens")
-_COMPLETION = _tag(analytics_pb2.LlmCall, "completion_tokens")
-_CACHED = _tag(analytics_pb2.LlmCall, "cached_tokens")
-_CACHE_WRITE = _tag(analytics_pb2.LlmCall, "cache_write_tokens")
-_REASONING = _tag(analytics_pb2.LlmCall, "reasoning_tokens")
-_COST = _tag(analytics_pb2.LlmCall, "cost_nano_usd")
-
-
-def _form(*tags: bytes) -> bytes:
-    """What fields are written with, at one go."""
-    assert not any(b"%" in tag for tag in tags)
-    return b"".join(tag + b"%b" for tag in tags)
-
-
-_MEASURES = _form(_REQUEST_ID, _STARTED, _FINISHED, _REQUEST_SIZE, _RESPONSE_SIZE, _TOTAL, _GATEWAY)
-_ALL_MEASURES = _MEASURES + _form(_UPSTREAM, _RECEIVE)
-_COUNTS = _form(_DURATION, _PROMPT, _COMPLETION)
+_REQUEST_SIZES = _numbers(analytics_pb2.RequestEvent, "request_size")
+_RESPONSE_SIZES = _numbers(analytics_pb2.RequestEvent, "response_size")
+_TOTALS = _numbers(analytics_pb2.RequestEvent, "total_us")
+_UPSTREAMS = _numbers(analytics_pb2.RequestEvent, "upstream_us")
+_GATEWAYS = _numbers(analytics_pb2.RequestEvent, "gateway_us")
+_CALLOUTS = _numbers(analytics_pb2.RequestEvent, "callout_us")
+_RECEIVES = _numbers(analytics_pb2.RequestEvent, "receive_us")
+_DURATIONS = _numbers(analytics_pb2.LlmCall, "duration_us")
+_TTFTS = _numbers(analytics_pb2.LlmCall, "ttft_us")
+_PROMPTS = _numbers(analytics_pb2.LlmCall, "prompt_tokens")
+_COMPLETIONS = _numbers(analytics_pb2.LlmCall, "completion_tokens")
+_CACHED = _numbers(analytics_pb2.LlmCall, "cached_tokens")
+_CACHE_WRITES = _numbers(analytics_pb2.LlmCall, "cache_write_tokens")
+_REASONING = _numbers(analytics_pb2.LlmCall, "reasoning_tokens")
+_COSTS = _numbers(analytics_pb2.LlmCall, "cost_nano_usd")
 
 
 class Reporter(Protocol):
@@ -161,7 +159,7 @@ def event_of(exchange: Exchange, response: Response, sent: Sent, shared: bytes =
         ),
     ]
     if marks.callouts:
-        parts.append(_CALLOUT + _VARINTS[_us(marks.callouts)])
+        parts.append(_CALLOUTS[_us(marks.callouts)])
     if exchange.parent_id:
         parts += (_PARENT, _VARINTS[len(exchange.parent_id)], exchange.parent_id.encode())
     decision = exchange.decision
@@ -185,21 +183,23 @@ def own_fields(
     """The measures of one exchange, serialised. Times in seconds, sizes in bytes; None where no upstream was called."""
     started = int(started_at * 1_000_000)
     total_us = int(total * 1_000_000) if total > 0 else 0
-    varints = _VARINTS
     own = (
+        _REQUEST_ID,
         bytes.fromhex(request_id),
+        _STARTED,
         _moment(started),
+        _FINISHED,
         _moment(started + total_us),
-        varints[request_size],
-        varints[response_size],
-        varints[total_us],
-        varints[int(gateway * 1_000_000) if gateway > 0 else 0],
+        _REQUEST_SIZES[request_size],
+        _RESPONSE_SIZES[response_size],
+        _TOTALS[total_us],
+        _GATEWAYS[int(gateway * 1_000_000) if gateway > 0 else 0],
     )
     if upstream is None or receive is None:
-        return _MEASURES % own
+        return b"".join(own)
     upstream_us = int(upstream * 1_000_000) if upstream > 0 else 0
     receive_us = int(receive * 1_000_000) if receive > 0 else 0
-    return _ALL_MEASURES % (*own, varints[upstream_us], varints[receive_us])
+    return b"".join((*own, _UPSTREAMS[upstream_us], _RECEIVES[receive_us]))
 
 
 def shared_fields(exchange: Exchange, response: Response, sent: Sent) -> bytes:
@@ -311,17 +311,17 @@ def _llm_call(call: LlmCall) -> bytes:
     common = _commons_of_calls.get(key)
     if common is None:
         common = _remember(_commons_of_calls, key, _common_of_call(*key))
-    own = _COUNTS % (_VARINTS[_us(call.duration)], _VARINTS[call.prompt_tokens], _VARINTS[call.completion_tokens])
+    own = _DURATIONS[_us(call.duration)] + _PROMPTS[call.prompt_tokens] + _COMPLETIONS[call.completion_tokens]
     if call.ttft is not None:
-        own += _TTFT + _VARINTS[_us(call.ttft)]
+        own += _TTFTS[_us(call.ttft)]
     if call.cached_tokens:
-        own += _CACHED + _VARINTS[call.cached_tokens]
+        own += _CACHED[call.cached_tokens]
     if call.cache_write_tokens:
-        own += _CACHE_WRITE + _VARINTS[call.cache_write_tokens]
+        own += _CACHE_WRITES[call.cache_write_tokens]
     if call.reasoning_tokens:
-        own += _REASONING + _VARINTS[call.reasoning_tokens]
+        own += _REASONING[call.reasoning_tokens]
     if call.cost_nano_usd is not None:
-        own += _COST + _VARINTS[call.cost_nano_usd]
+        own += _COSTS[call.cost_nano_usd]
     return b"%b%b%b%b" % (_LLM_CALLS, _VARINTS[len(common) + len(own)], common, own)
 
 

@@ -179,7 +179,7 @@ class ClientConnection(asyncio.Protocol):
             if recalled is not None:
                 ride.came_again(recalled)
                 self._is_landing = True
-                self._turn.arrive(ride)
+                self._turn.take(ride)
                 return
         try:
             reader.feed(data)
@@ -282,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
         if self._reader.complete:
             ride.came(response)
             self._is_landing = True
-            self._turn.arrive(ride)
+            self._turn.take(ride)
         else:
             self._give(response, self._derail(ride))
 

@@ -194,7 +194,7 @@ class ServerConnection(asyncio.Protocol):
         if body is None or len(body) > self._max_express_body:
             return False
         ride = self._ride = Ride(familiar.line, self, familiar, body)
-        self._turn.board(ride)
+        self._turn.take(ride)
         return True
 
     def _takes_open_line(self, arrival: Arrival) -> bool:
@@ -207,7 +207,7 @@ class ServerConnection(asyncio.Protocol):
             return False
         ride = self._ride = Ride(line, self, None, body)
         ride.data, ride.arrival = arrival.data, arrival
-        self._turn.board(ride)
+        self._turn.take(ride)
         return True
 
     def deliver(self, data: bytes) -> None:

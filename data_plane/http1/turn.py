@@ -38,30 +38,21 @@ class Writes(Protocol):
 class Turn:
     """One per event loop: `turn_of`."""
 
-    __slots__ = ("_arriving", "_boarding", "_is_called", "_loop", "_writes")
+    __slots__ = ("_is_called", "_loop", "_rides", "_writes")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
         """Not what asyncio says is running: up to Python 3.11 each such question is a system call."""
         self._is_called = False
-        self._arriving: list[Ride] = []
-        self._boarding: list[Ride] = []
+        self._rides: list[Ride] = []
         self._writes: list[Writes] = []
 
-    def board(self, ride: Ride) -> None:
-        """Send its request on (`Line.board`)."""
-        self._boarding.append(ride)
+    def take(self, ride: Ride) -> None:
+        """Let it board, or arrive: it has begun then."""
+        self._rides.append(ride)
         if not self._is_called:
             self._call()
-        elif len(self._boarding) >= _MOST:
-            self._do()
-
-    def arrive(self, ride: Ride) -> None:
-        """Deliver its answer (`Line.arrive`)."""
-        self._arriving.append(ride)
-        if not self._is_called:
-            self._call()
-        elif len(self._arriving) >= _MOST:
+        elif len(self._rides) >= _MOST:
             self._do()
 
     def write(self, transport: Writes) -> None:
@@ -85,23 +76,20 @@ class Turn:
 
     def _do(self) -> None:
         """Answers first: they free connections."""
-        arriving, self._arriving = self._arriving, []
-        boarding, self._boarding = self._boarding, []
-        if arriving:
-            self._arrive(arriving)
-        if boarding:
+        if self._rides:
+            rides, self._rides = self._rides, []
+            boarding = [ride for ride in rides if ride.is_on and ride.behind is None]
+            self._arrive([ride for ride in rides if ride.is_on and ride.behind is not None])
             self._board(boarding)
         self._write()
 
     def _arrive(self, rides: list[Ride]) -> None:
-        rides = [ride for ride in rides if ride.is_on]
         in_step([ride.line.arrive(ride) for ride in rides])
         for ride in rides:
             if ride.behind is not None:
                 _guarded(ride.behind.landed, ride)
 
     def _board(self, rides: list[Ride]) -> None:
-        rides = [ride for ride in rides if ride.is_on]
         in_step([ride.line.board(ride) for ride in rides])
         for ride in rides:
             if ride.behind is None:

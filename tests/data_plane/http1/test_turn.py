@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -53,9 +54,9 @@ async def test_steps_are_taken_together_when_the_turn_ends_answers_first() -> No
     diary = Diary()
     now = turn_of(asyncio.get_running_loop())
     for name in "ab":
-        now.board(ride(diary, name))
-    now.arrive(arriving(diary, "c"))
-    now.arrive(arriving(diary, "d"))
+        now.take(ride(diary, name))
+    now.take(arriving(diary, "c"))
+    now.take(arriving(diary, "d"))
     assert diary.entries == []
     await asyncio.sleep(0)
     assert diary.entries == [
@@ -69,22 +70,21 @@ async def test_who_has_left_meanwhile_is_passed_over() -> None:
     now = Turn(asyncio.get_running_loop())
     for name in "abc":
         made = ride(diary, name)
-        now.board(made)
+        now.take(made)
         made.is_on = name == "b"
     await asyncio.sleep(0)
     assert diary.entries == ["b boards", "b goes on", "b derails"]
 
 
-@pytest.mark.parametrize("kind", ["board", "arrive"])
-async def test_no_more_than_so_many_wait_for_each_other(kind: str) -> None:
+@pytest.mark.parametrize("make", [ride, arriving])
+async def test_no_more_than_so_many_wait_for_each_other(make: Callable[[Diary, str], Ride]) -> None:
     diary = Diary()
     now = Turn(asyncio.get_running_loop())
-    make = ride if kind == "board" else arriving
     for number in range(turn._MOST):
         assert diary.entries == []
-        getattr(now, kind)(make(diary, str(number)))
+        now.take(make(diary, str(number)))
     assert len(diary.entries) == 3 * turn._MOST
-    getattr(now, kind)(make(diary, "next"))
+    now.take(make(diary, "next"))
     assert len(diary.entries) == 3 * turn._MOST
     await asyncio.sleep(0)
     assert len(diary.entries) == 3 * (turn._MOST + 1)
@@ -94,7 +94,7 @@ async def test_turns_follow_one_another() -> None:
     diary = Diary()
     now = Turn(asyncio.get_running_loop())
     for name in "abc":
-        now.board(ride(diary, name))
+        now.take(ride(diary, name))
         await asyncio.sleep(0)
         assert diary.entries[-1] == f"{name} derails"
 
@@ -106,12 +106,12 @@ async def test_a_fault_in_one_turn_stops_no_other(caplog: pytest.LogCaptureFixtu
 
     diary = Diary()
     now = Turn(asyncio.get_running_loop())
-    now.board(ride(Faulty(), "a"))
-    now.board(ride(diary, "b"))
+    now.take(ride(Faulty(), "a"))
+    now.take(ride(diary, "b"))
     await asyncio.sleep(0)
     assert diary.entries[-1:] == ["b derails"]
     assert "could not be" in caplog.text
-    now.board(ride(diary, "c"))
+    now.take(ride(diary, "c"))
     await asyncio.sleep(0)
     assert diary.entries[-1] == "c derails"
 
