@@ -122,7 +122,8 @@ async def test_a_snapshot_that_a_stopped_worker_missed_is_taken_when_it_comes_ag
     late.stopped.set()
     assert isinstance(await control_plane.answer_to(control_plane.push(2, b"two")), pb.Ack)
     assert node.running() == [2, 2]
-    assert late.ran == [(1, b"one"), (2, b"two")]
+    # In between it may have had the time to follow what it missed: there, and back again with the others.
+    assert (late.ran[0], late.ran[-1]) == ((1, b"one"), (2, b"two"))
     assert [record for record in caplog.records if record.exc_info] == []
 
 
