@@ -71,6 +71,9 @@ class _Uppers(dict[int, bytes]):
 
 
 _VARINTS = _Numbers()
+_LOWS = [bytes((value & 0x7F | 0x80, value >> 7 | 0x80)) for value in range(1 << 14)]
+_MIDDLES = [bytes((value | 0x80,)) for value in range(1 << 7)]
+"""Two bytes, and one, of a varint that goes on."""
 _UPPERS = _Uppers()
 _commons: dict[Any, bytes] = {}
 _commons_of_calls: dict[Any, bytes] = {}
@@ -80,8 +83,7 @@ def _moment(us: int) -> bytes:
     """A moment as a varint of eight bytes, of which only the first three are new."""
     if us < 0x200000:
         return _varint(us)
-    low = us & 0x7F | us << 1 & 0x7F00 | us << 2 & 0x7F0000 | 0x808080
-    return low.to_bytes(3, "little") + _UPPERS[us >> 21]
+    return _LOWS[us & 0x3FFF] + _MIDDLES[us >> 14 & 0x7F] + _UPPERS[us >> 21]
 
 
 def _tag(message: Any, name: str) -> bytes:
