@@ -3,7 +3,7 @@
 Theory of operation. `start` writes the request and returns one future, which the first feed that completes the response
 (or its head, when the body is long or unbounded) resolves: a small answer costs one wake-up. A body that streams is fed
 to its reader from `data_received`, with no task between. Instead of a future a ride may wait (`express`): it takes a
-small answer in the same call, or derails and becomes such a future. As soon as the last byte is parsed the connection
+small answer in the same turn, or derails and becomes such a future. As soon as the last byte is parsed the connection
 goes back to its pool, whoever still reads the body. An answer that comes before a streamed request was sent whole is
 handed over at once; the connection is then not used again.
 """
@@ -178,8 +178,7 @@ class ClientConnection(asyncio.Protocol):
             recalled = reader.recall(data)
             if recalled is not None:
                 ride.came_again(recalled)
-                self._is_landing = True
-                self._turn.take(ride)
+                self._land(ride)
                 return
         try:
             reader.feed(data)
@@ -187,12 +186,11 @@ class ClientConnection(asyncio.Protocol):
             self._fail(InvalidResponse("protocol", str(fault), sent=True))
             return
         if ride is not None:
-            self._arrives(ride)
+            if self._arrives(ride):
+                return
         else:
             self._hand_over()
-        if self._is_landing:
-            pass  # `landed` goes on.
-        elif reader.complete:
+        if reader.complete:
             self._release()
         elif self._writable is None:
             self._watchdog.set(self._timeouts.read)
@@ -274,17 +272,22 @@ class ClientConnection(asyncio.Protocol):
 
     # Receiving.
 
-    def _arrives(self, ride: Ride) -> None:
-        """Deliver what came, if it is the whole answer to a ride; one that will be more than small derails."""
+    def _arrives(self, ride: Ride) -> bool:
+        """Deliver what came, if it is the whole answer to a ride: True. One that will be more than small derails."""
         response = self._reader.take_response()
         if response is None:
-            return
-        if self._reader.complete:
-            ride.came(response)
-            self._is_landing = True
-            self._turn.take(ride)
-        else:
+            return False
+        if not self._reader.complete:
             self._give(response, self._derail(ride))
+            return False
+        ride.came(response)
+        self._land(ride)
+        return True
+
+    def _land(self, ride: Ride) -> None:
+        """Wait for the turn's end, or not so long: `landed` goes on, perhaps before this returns."""
+        self._is_landing = True
+        self._turn.take(ride)
 
     def _derail(self, ride: Ride) -> asyncio.Future[Response]:
         """Someone must wait for this answer in the ordinary way."""

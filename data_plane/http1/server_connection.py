@@ -1,9 +1,10 @@
 """One client's connection: requests in, answers out in order.
 
 Theory of operation. The parser queues requests as they arrive, and one task per connection, made with its first
-request, answers them in turn; between requests it waits on a future. (A task per request would cost 2 µs more.) The
-task is the only writer; the event loop's callbacks only queue, feed bodies and move the deadline. Losing the client
-cancels the task, which is how upstreams learn that nobody waits any more.
+request, answers them in turn; between requests it waits on a future. (A task per request would cost 2 µs more.) But
+for rides (`express`), which need no task, the task is the only writer; the event loop's callbacks only queue, feed
+bodies and move the deadline. Losing the client cancels the task, which is how upstreams learn that nobody waits any
+more.
 
 Reading is held while a body's reader is behind or the pipeline is full. At most one deadline runs at a time, for what
 the connection waits for just then: a head, a piece of body, room to write, the next request, the end of an upload that

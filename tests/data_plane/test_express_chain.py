@@ -1209,4 +1209,4 @@ def test_however_they_fail_each_request_has_one_event_and_its_own_answer(
 @pytest.mark.parametrize("strange", [False, True])
 @pytest.mark.parametrize("models", [True, False])
 def test_such_customers_do_ride(models: bool, strange: bool) -> None:
-    assert run(many_ask(random.Random(1), 3, keyed(), *([HURRIED] if models else []), strange=strange)) > 15
+    assert run(many_ask(random.Random(1), 3, keyed(), *([HURRIED] if models else []), strange=strange)) > 5

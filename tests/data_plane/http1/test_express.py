@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from data_plane.http1 import turn
 from data_plane.http1.client_connection import ClientConnection
 from data_plane.http1.express import MAX_BODY
 from data_plane.http1.server_connection import ServerConnection
@@ -314,6 +315,37 @@ async def again(play: Stage, client: Peer, request: bytes = GET) -> tuple[int, d
     """One more exchange, which the service answers as ever."""
     play.answer = OK
     return await client.exchange(request)
+
+
+class TestManyAtOnce:
+    @pytest.mark.parametrize("strange", [False, True])
+    async def test_more_answers_in_one_turn_than_wait_for_each_other(self, rides: Rides, strange: bool) -> None:
+        """Each goes to who asked, and each connection is free once."""
+        count = turn._MOST + 5
+        async with stage() as play:
+            clients = [await play.warm() for _ in range(count)]
+            for is_last in (
+                False,
+                True,
+            ):  # The first time there are too few connections, and all but one go ordinarily.
+                for client in clients:
+                    await client.send(GET)
+                asked = [await play.asked() for _ in clients]
+                for one in () if is_last else asked:
+                    one.say(OK)
+                for client in () if is_last else clients:
+                    await client.receive()
+            connections = {peer.writer.get_extra_info("sockname")[1]: peer for peer in clients}
+            riding = {connections[server.peer[1]]: behind_of(server) for server in riders(play)}
+            assert len(set(riding.values())) == count
+            for number, client in enumerate(clients):
+                riding[client].data_received(answer(b"%d" % number, *([b"X: %d" % number] if strange else [])))
+            for number, client in enumerate(clients):
+                assert (await client.receive())[::2] == (200, b"%d" % number)
+            assert outcomes(play)[-count:] == [DONE] * count
+            (pool,) = play.node.worker._client._pools.values()
+            assert set(riding.values()) <= set(pool.kept)
+            assert len(set(pool.kept)) == len(pool.kept)
 
 
 class TestTheClientMisbehaves:
